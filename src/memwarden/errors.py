@@ -1,0 +1,159 @@
+"""What can go wrong, as one tree. Every error says what, where and how to mend it.
+
+MemwardenError
+├── ConfigError (ValueError)          a setting that cannot be used
+│   └── UnitError                     text that is no size, ratio or duration
+├── MissingExtraError (ImportError)   a feature whose extra is not installed
+├── ProcessNotFoundError              no process with that pid, or it ended
+├── NotPermittedError                 the process or file belongs to somebody else
+├── MemoryPressureError               refused for memory: for now, or for good
+├── TraceError                        a trace file that cannot be read as one
+├── BlackBoxError                     a black box file that cannot be read as one
+├── MemoryRefused (MemoryError)       the fence refused an allocation, whatever it looked like at first
+└── SuperviseError                    `memwarden run` itself could not do its work
+
+`exit_code` is what the command line returns for it: 2 (wrong usage or input) unless said otherwise.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
+
+
+class MemwardenError(Exception):
+    """The root: one clear line.
+
+    `what` went wrong, `where` it was found (a file, a variable, an option) and how to `mend` it.
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, where: str | None = None, mend: str | None = None) -> None:
+        self.what = what
+        self.where = where
+        self.mend = mend
+        super().__init__(what)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+    def __str__(self) -> str:
+        line = f"{self.where}: {self.what}" if self.where else self.what
+        return _in_one_line(f"{line}; {self.mend}" if self.mend else line)
+
+
+def _rebuild(cls: type[MemwardenError], args: tuple[str, ...], state: dict[str, object]) -> MemwardenError:
+    """From a pickle: the classes below have constructors of their own."""
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(state)
+    return error
+
+
+def _in_one_line(text: str) -> str:
+    """Nothing that breaks the line or moves a terminal's cursor: file names and settings are foreign text."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+class ConfigError(MemwardenError, ValueError):
+    """A setting that cannot be used; `where` names the argument, variable or file it came from."""
+
+
+class UnitError(ConfigError):
+    """Text that is no size, ratio or duration."""
+
+
+class MissingExtraError(MemwardenError, ImportError):
+    """A feature whose third party is not installed; the message names the extra to install."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        self.extra = extra
+        super().__init__(f"{feature} needs an extra", mend=f"pip install 'memwarden[{extra}]'")
+
+
+class ProcessNotFoundError(MemwardenError):
+    """No process with that pid, or it ended while it was read."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        super().__init__(f"no process with pid {pid}", mend="give the pid of a running process")
+
+
+class NotPermittedError(MemwardenError):
+    """The process or file belongs to somebody else."""
+
+
+class MemoryPressureError(MemwardenError):
+    """Refused because of memory: for now (`transient`), or for good (it cannot fit, or it has not eased for long).
+
+    `usage_bytes` of `limit_bytes` were in use and `threshold` (0-1 of the limit) was the line; None is unknown.
+    `retry_after_s` says when asking again makes sense, None where it does not. `holders` are the largest known ones,
+    (name, bytes): whoever is refused is usually innocent. Not a MemoryError: the interpreter has not run out, and
+    what answers a MemoryError (dying, most often) does not fit.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        usage_bytes: int | None,
+        threshold: float,
+        limit_bytes: int | None,
+        transient: bool = True,
+        retry_after_s: float | None = None,
+        holders: tuple[tuple[str, int], ...] = (),
+        mend: str | None = None,
+    ) -> None:
+        self.usage_bytes = usage_bytes
+        self.threshold = threshold
+        self.limit_bytes = limit_bytes
+        self.transient = transient
+        self.retry_after_s = retry_after_s if transient else None
+        self.holders = holders
+        super().__init__(what, mend=mend)
+
+
+class TraceError(MemwardenError):
+    """A trace file that cannot be read as one; `where` names the file and the line."""
+
+
+class BlackBoxError(MemwardenError):
+    """A black box file that cannot be read as one."""
+
+
+class MemoryRefused(MemwardenError, MemoryError):  # noqa: N818  it is what a refused allocation is called everywhere here
+    """The fence refused an allocation. Sizes in bytes, None where they are not known.
+
+    `soft_bytes` is where the fence stood, `room_bytes` what could still be mapped when the exception was seen (what
+    it held is given back by then), `limit_bytes` and `headroom_bytes` those of the last reading.
+    """
+
+    def __new__(cls, *args: object, **_figures: object) -> Self:
+        # MemoryError's own keeps a free list and makes no subclasses by this name; Exception's does.
+        return Exception.__new__(cls, *args)
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        soft_bytes: int | None = None,
+        room_bytes: int | None = None,
+        limit_bytes: int | None = None,
+        headroom_bytes: int | None = None,
+    ) -> None:
+        super().__init__(
+            f"memory was refused ({what})",
+            where="fence",
+            mend="take less at once, or raise the limit",
+        )
+        self.soft_bytes = soft_bytes
+        self.room_bytes = room_bytes
+        self.limit_bytes = limit_bytes
+        self.headroom_bytes = headroom_bytes
+
+
+class SuperviseError(MemwardenError):
+    """`memwarden run` itself could not do its work."""
+
+    exit_code = 125

@@ -1,0 +1,104 @@
+"""The tree of errors is the one its docstring draws, and every error is one line."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import re
+
+import pytest
+
+from memwarden import errors
+from memwarden.errors import (
+    BlackBoxError,
+    ConfigError,
+    MemoryPressureError,
+    MemoryRefused,
+    MemwardenError,
+    MissingExtraError,
+    NotPermittedError,
+    ProcessNotFoundError,
+    SuperviseError,
+    TraceError,
+    UnitError,
+)
+
+
+def _classes() -> dict[str, type[MemwardenError]]:
+    return {
+        name: found
+        for name, found in vars(errors).items()
+        if inspect.isclass(found) and issubclass(found, MemwardenError)
+    }
+
+
+def _drawn() -> dict[str, tuple[str, set[str]]]:
+    """name -> (parent as drawn, other bases in brackets)."""
+    found: dict[str, tuple[str, set[str]]] = {}
+    parents: list[str] = []
+    for line in (errors.__doc__ or "").splitlines():
+        match = re.match(r"([│ ├└─]*)(\w+Error|MemoryRefused)(?: \((\w+)\))?", line)
+        if match is None or (not match[1] and match[2] != "MemwardenError"):
+            continue
+        depth = len(match[1]) // 4
+        del parents[depth:]
+        found[match[2]] = (parents[-1] if parents else "Exception", {match[3]} if match[3] else set())
+        parents.append(match[2])
+    return found
+
+
+def test_the_drawn_tree_is_the_real_one() -> None:
+    real = {
+        name: (found.__bases__[0].__name__, {base.__name__ for base in found.__bases__[1:]})
+        for name, found in _classes().items()
+    }
+    assert len(real) > 5
+    assert _drawn() == real
+
+
+_ONE_OF_EACH = (
+    MemwardenError("broke", where="here", mend="mend it"),
+    ConfigError("broke"),
+    MemoryPressureError("refused", usage_bytes=9, threshold=0.8, limit_bytes=10, holders=(("cache", 5),)),
+    UnitError("broke", mend="mend it"),
+    MissingExtraError("the table", "rich"),
+    ProcessNotFoundError(99),
+    NotPermittedError("belongs to root", where="/proc/1"),
+    TraceError("broke", where="a.csv:3"),
+    BlackBoxError("broke", where="x.box"),
+    MemoryRefused("MemoryError", soft_bytes=1, limit_bytes=2),
+    SuperviseError("broke"),
+)
+
+
+def test_one_of_each_is_tried_here() -> None:
+    assert {type(each) for each in _ONE_OF_EACH} == set(_classes().values())
+
+
+@pytest.mark.parametrize("error", _ONE_OF_EACH, ids=lambda error: type(error).__name__)
+def test_an_error_is_one_line_and_has_an_exit_code(error: MemwardenError) -> None:
+    assert str(error).isprintable()
+    assert error.exit_code == (125 if isinstance(error, SuperviseError) else 2)
+
+
+def test_what_where_and_how_to_mend_stand_in_that_order() -> None:
+    assert str(_ONE_OF_EACH[0]) == "here: broke; mend it"
+    assert str(MissingExtraError("the table", "rich")) == "the table needs an extra; pip install 'memwarden[rich]'"
+
+
+def test_foreign_text_cannot_break_the_line_or_move_the_cursor() -> None:
+    hostile = MemwardenError("bro\nke", where="a\rb\x1b[2J\u2028c\ud800", mend="m\0")
+    assert str(hostile) == "a\\rb\\x1b[2J\\u2028c\\ud800: bro\\nke; m\\x00"
+
+
+def test_the_bases_from_the_language_are_caught_as_such() -> None:
+    assert isinstance(UnitError("x"), ValueError)
+    assert isinstance(MissingExtraError("x", "y"), ImportError)
+
+
+@pytest.mark.parametrize("error", _ONE_OF_EACH, ids=lambda error: type(error).__name__)
+def test_an_error_survives_the_way_between_processes(error: MemwardenError) -> None:
+    back = pickle.loads(pickle.dumps(error))
+    assert type(back) is type(error)
+    assert str(back) == str(error)
+    assert vars(back) == vars(error)
