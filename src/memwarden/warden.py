@@ -1,0 +1,1145 @@
+"""The loop in process: read, weigh, act, and say so. One of the two places where the stages meet.
+
+A `Warden` is a value you own: a thread that wakes up by headroom (nearly never when calm, every 10 ms near the line),
+reads the machine, weighs the reading, climbs the ladder from CRITICAL on, and writes the black box. It polls from
+inside the process, so while C code holds the GIL it is blind: up to two seconds during one `json.loads` of 30 MB.
+What it cannot stop, `memwarden run` sees from outside. The black box states how late each tick was.
+
+Reading `.level`, `.verdict` and `.reading` takes no lock and no reading: one attribute that is replaced whole.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import weakref
+from collections import deque
+
+from memwarden import config as settings
+from memwarden.act import Collect, Drop, Ladder, Shed, Strategy, Trim
+from memwarden.act.ladder import Need
+from memwarden.act.strategies import METRICS, OWN_ABOVE, OWN_PRIORITY, SNAPSHOTS, TAGS
+from memwarden.blackbox import BlackBox, directory
+from memwarden.errors import ConfigError
+from memwarden.facts import Level, Operation, Outcome, Reading, Reason, Verdict
+from memwarden.judge import History, Judge, Lines
+from memwarden.judge.levels import GAP_S
+from memwarden.sense import Machine, SystemClock, identify, make_sensor
+from memwarden.sense.cgroup import find_cgroup
+from memwarden.units import MIB, format_bytes, format_ratio, parse_bytes, parse_ratio
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from queue import SimpleQueue
+    from types import TracebackType
+    from typing import Any, Self, TypeVar
+
+    from memwarden.act import Collections
+    from memwarden.act.fence import Fence
+    from memwarden.diagnose import Statistics
+    from memwarden.facts import Forecast, Limit, Trend
+    from memwarden.ports import Action, Clock, Sheddable
+    from memwarden.ports import Machine as MachinePort
+
+    Callback = Callable[[Level, Level, Reading], None] | Callable[[Level, Level, Reading], Awaitable[None]]
+    F = TypeVar("F", bound=Callable[..., Any])
+
+# Before any growth was seen, growth at this rate is thought possible: what a Python loop that appends can do (32 to
+# 100 MiB/s on this decade's cores). It only decides how often a calm process is looked at.
+ASSUMED_BYTES_PER_S = 32 * MIB
+# Four looks before the fastest growth seen could use up what is left (DESIGN 3).
+LOOKS = 4
+# WARNING and above look at least so often.
+LONGEST_S = {Level.NORMAL: 3600.0, Level.WARNING: 1.0, Level.CRITICAL: 0.25, Level.EMERGENCY: 0.1}
+# While operations are in flight, and a moment longer, their peak is sampled at least so often: a thousand short ones a
+# second must not wake the loop a thousand times.
+OPERATION_S = 0.25
+BUSY_S = 1.0
+# Readings further apart than this many intervals were not meant to be: what happened between is unknown.
+GAP_INTERVALS = 2.5
+# A coroutine of a callback that takes longer is let go, so that the next callbacks get their turn.
+COROUTINE_S = 30.0
+# How old the last whole reading may be while a glance sees nothing move, and what counts as moving.
+STILL_S = 3.0
+STILL_BYTES = 4 * MIB
+STILL_RATIO = 64
+# With less than half of the limit free the fence is moved at least so often (research: pressure, 0.3).
+FENCE_S = 0.05
+# Set by `memwarden run`, which moves the fence from outside and better.
+FENCED = "MEMWARDEN_FENCED"
+# The command slot of a black box on disk is looked at so often. The wake-up costs 60 to 75 us of CPU, the look
+# itself 0.6 us: below 0.01 % of one core.
+COMMAND_S = 1.0
+RECENT_OPERATIONS = 100
+RECENT_OUTCOMES = 100
+
+_running: weakref.WeakSet[Warden] = weakref.WeakSet()
+_hooked = False
+
+
+class Warden:
+    """Keeps this process inside its memory limit, best effort.
+
+    `limit` is an explicit limit of this process ("512M" or bytes); it can only lower what the system sets. Every
+    other setting of `memwarden config` is a keyword. `preset` is one of `memwarden.config.PRESETS`, "auto" (by the
+    hosting platform) or None (75 / 90 / 95 %). Raises ConfigError on values that cannot be used.
+    """
+
+    def __init__(
+        self,
+        limit: str | float | None = None,
+        *,
+        preset: str | None = "auto",
+        machine: MachinePort | None = None,
+        clock: Clock | None = None,
+        **config: Any,
+    ) -> None:
+        self._machine = machine if machine is not None else Machine()
+        self._clock = clock if clock is not None else SystemClock()
+        if limit is not None:
+            config["limit"] = limit
+        platform = identify(self._machine, find_cgroup(self._machine)[0]).name
+        settled = settings.settle(config, environ=self._machine.environ, platform=platform, preset=preset)
+        self.config = settled.config
+        self.origins = settled.origins
+        self._sensor = make_sensor(
+            self._machine,
+            clock=self._clock,
+            setting_bytes=self.config.limit_bytes,
+            setting_source=f"limit ({self.origins['limit_bytes']})",
+        )
+        self._subscribers: list[_Subscriber] = []
+        self._log: Any = None
+        self._need = Need()
+        self._registered: list[Action] = []
+        self._begin_life()
+
+    def _begin_life(self) -> None:
+        """What a process has of its own: all is new in a forked child, where it may have been half-written."""
+        self._lock = threading.RLock()
+        self._ticking = False
+        self._thread: threading.Thread | None = None
+        self._wake = threading.Event()
+        self._messenger: _Messenger | None = None
+        self._judge = Judge(self._lines(), gap_s=max(GAP_S, GAP_INTERVALS * self.config.interval_s))
+        self._history = History(self.config.window_s)
+        self.operations: deque[Operation] = deque(maxlen=RECENT_OPERATIONS)
+        self.outcomes: deque[Outcome] = deque(maxlen=RECENT_OUTCOMES)
+        self._trim, self._collector = Trim(), Collect()
+        self._ladder = self._make_ladder()
+        self._verdict: Verdict | None = None
+        self._acted_on = Level.NORMAL
+        self._fence: Fence | None = None
+        self._box: BlackBox | None = None
+        self._box_pid = 0
+        self._in_flight: set[_Operation] = set()
+        self._busy_until_s = float("-inf")
+        self._due_s = float("-inf")
+        self._seen: tuple[int, int] | None = None
+        self.ticks = 0
+        self.errors = 0
+
+    def _lines(self) -> Lines:
+        config = self.config
+        return Lines(
+            warning=config.warning,
+            critical=config.critical,
+            emergency=config.emergency,
+            leave_gap=config.leave_gap,
+            dwell_s=config.dwell_s,
+        )
+
+    def _make_ladder(self) -> Ladder:
+        lock, operations, history, judge = self._lock, self.operations, self._history, self._judge
+        machine = self._machine
+        keep_s = self.config.window_s / 2
+
+        def drop_operations() -> int:
+            held = len(operations)
+            operations.clear()
+            return held
+
+        def drop_snapshots() -> int:
+            with lock:
+                return history.forget_older(keep_s)
+
+        own: list[Action] = [
+            self._trim,
+            Drop(METRICS, drop=drop_operations, held=operations.__len__),
+            Drop(SNAPSHOTS, drop=drop_snapshots, held=lambda: history.older(keep_s)),
+        ]
+        if self.config.proactive_gc:
+            own.append(self._collector)
+        return Ladder(
+            [*own, *self._registered],
+            machine=self._machine,
+            clock=self._clock,
+            resident_bytes=self._sensor.rss_bytes,
+            gil_share=self.config.gc_share,
+            forked=lambda: machine.forked() or machine.has_forked_children(),
+            growth=lambda: judge.growth.bytes_per_s,
+            need=self._need,
+        )
+
+    # --- life --------------------------------------------------------------------------------------------------
+
+    def start(self) -> Self:
+        """Warm up, take the first reading and start the loop. A second start is a no-op; so is one when disabled."""
+        with self._lock:  # two threads that start it get one loop
+            if self.config.enabled and self._thread is None:
+                self.warm_up()
+                self._open_box()
+                self._raise_fence()
+                self._tick(0.0)
+                self._start_thread()
+                _follow(self)
+        return self
+
+    def warm_up(self) -> Self:
+        """Import and try now what an emergency will need: then nothing is loaded and nothing large is allocated.
+
+        `start` does it; whoever uses a Warden that does not run (`check`, `relieve`) may.
+        """
+        self._need_log()
+        self._machine.trim()
+        self._machine.forked()
+        if self._subscribers:
+            self._need_messenger()
+        return self
+
+    def _raise_fence(self) -> None:
+        """Where it is asked for and nobody moves one from outside; the ticks move it."""
+        if self.config.fence == "off" or not self._machine.live or self._machine.environ.get(FENCED) == "outside":
+            return
+        from memwarden.act.fence import Fence
+
+        self._fence = Fence(self._machine, mode=self.config.fence)
+
+    def _read(self) -> Reading:
+        """A whole reading; the fence, where there is one, moves with it."""
+        fence = self._fence
+        if fence is None:
+            return self._sensor.read()
+        before = fence.look()
+        reading = self._sensor.read()
+        cgroup = self._sensor.place.cgroup if reading.scope == "container" else None
+        fence.move(
+            reading.headroom_bytes, reading.limit_bytes, before=before, now_s=reading.monotonic_s,
+            folder=cgroup.folder if cgroup is not None else None,
+        )  # fmt: skip
+        return reading
+
+    def _lower_fence(self) -> None:
+        fence, self._fence = self._fence, None
+        if fence is not None:
+            fence.lift()
+
+    def _open_box(self) -> None:
+        """A black box of this process. Without one the watch goes on all the same."""
+        config, environ = self.config, self._machine.environ
+        on_disk = config.blackbox and self._machine.live and hasattr(os, "getuid")  # Windows: in memory only
+        folder = directory(config.directory, environ, os.getuid()) if on_disk else None
+        supervisor = environ.get("MEMWARDEN_SUPERVISOR", "")
+        try:
+            box = BlackBox(
+                folder,
+                pid=os.getpid(),
+                unix_s=self._clock.wall(),
+                monotonic_s=self._clock.monotonic(),
+                supervisor_pid=int(supervisor) if supervisor.isdigit() else 0,
+                start_ticks=self._machine.start_ticks(),
+                argv=" ".join(sys.argv),
+            )
+        except (OSError, ValueError) as error:  # no memory for it, or a folder name that cannot be one
+            self._log.warning("no black box: %s", error)
+            return
+        if folder is not None and box.reason:
+            self._log.warning("no black box on disk, it will not survive this process: %s", box.reason)
+        with self._lock:
+            self._box, self._box_pid = box, os.getpid()
+            self._place_box()
+
+    def _own_box(self) -> BlackBox | None:
+        """The black box, unless it is that of a parent: after a fork in C, which runs no hook, it would be."""
+        return self._box if self._box_pid == os.getpid() else None
+
+    def _place_box(self) -> None:
+        box = self._own_box()
+        if box is not None:
+            place = self._sensor.place
+            kills = self._verdict.reading.around.oom_kills if self._verdict is not None else None
+            folder = place.cgroup.folder if place.cgroup else None
+            box.place(place.limit.bytes, place.limit.source, cgroup=folder, oom_kills=kills)
+
+    def _start_thread(self) -> None:
+        self._wake = threading.Event()
+        thread = self._thread = threading.Thread(target=self._run, name="memwarden", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no thread can be had: at interpreter shutdown, or a limit is reached
+            self._thread = None
+            self._end_box("failed")
+            raise
+
+    def stop(self) -> None:
+        """End the loop, deliver the callbacks that are due, and close the black box: what comes after nobody sees."""
+        thread = self._halt()
+        with self._lock:
+            self._lower_fence()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout=10.0)
+        messenger, self._messenger = self._messenger, None
+        if messenger is not None:
+            messenger.stop()
+        self._end_box("stopped")
+
+    def _halt(self) -> threading.Thread | None:
+        """Have the loop end at its next step: it goes on only while it is the thread of this Warden."""
+        with self._lock:  # a callback may stop it while start() is not yet done
+            thread, self._thread = self._thread, None
+            self._wake.set()
+            _running.discard(self)
+        return thread
+
+    def _end_box(self, verdict: str) -> None:
+        """Say how it ended. Nobody unmaps it: the last thread that still writes lets it go."""
+        with self._lock:
+            box, self._box = self._own_box(), None
+            if box is not None:
+                box.end_life(verdict)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    def __del__(self) -> None:
+        messenger = getattr(self, "_messenger", None)
+        if messenger is not None:
+            messenger.end()
+
+    def _after_fork(self) -> None:
+        """In a forked child: no thread of ours came along, and the black box is the parent's."""
+        running, fenced = self._thread is not None, self._fence is not None
+        self._lower_fence()
+        self._begin_life()
+        if fenced:
+            self._raise_fence()  # moved for the first time at the first tick
+        for each in self._subscribers:
+            each.loop = None  # the parent's event loop runs in the parent
+        if running:
+            try:
+                self._start_thread()
+            except RuntimeError as error:
+                self._log.warning("a forked child is not watched: %s", error)
+
+    def _goodbye(self) -> None:
+        """At interpreter exit: the box of a process that ends by itself is not that of one that was killed."""
+        self._halt()
+        self._end_box("clean" if getattr(sys, "last_value", None) is None else "failed")
+
+    # --- the loop ----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        """Wait by headroom, tick, for ever. The first act is to wait: a fork that soon executes leaves no trace."""
+        me, wake, last_s = threading.current_thread(), self._wake, self._clock.monotonic()
+        while self._thread is me:
+            self._due_s = due_s = last_s + self._pace()
+            left_s = max(0.0, due_s - self._clock.monotonic())
+            wait_s = min(left_s, COMMAND_S) if self._can_be_asked() else left_s
+            if self._clock.wait(wake, wait_s):
+                wake.clear()  # something changed: it may be due earlier now
+            elif self._thread is me:
+                self._listen()
+                if wait_s == left_s:
+                    self._look(max(0.0, self._clock.monotonic() - due_s))
+                    last_s = self._clock.monotonic()
+
+    def _can_be_asked(self) -> bool:
+        """Whether there is a black box on disk, where somebody may leave a command."""
+        box = self._own_box()
+        return box is not None and box.path is not None
+
+    def _listen(self) -> None:
+        """Carry out a command that was left in the black box, and answer it there."""
+        box = self._own_box()
+        command = box.command() if box is not None else None
+        if box is None or command is None:
+            return
+        identity, verb = command
+        try:
+            text = self._obey(verb)
+        except Exception as error:  # noqa: BLE001  whoever asked is told, and the watch goes on
+            from memwarden.act.answer import complaint
+
+            text = complaint(verb, f"{type(error).__name__}: {error}")
+        with self._lock:
+            box.answer(identity, text)
+
+    def _obey(self, verb: str) -> str:
+        from memwarden.act.answer import answer, complaint
+
+        reason = f"asked for by `memwarden {verb}`"
+        if verb == "ping":
+            outcomes = []
+        elif verb == "gc":
+            outcomes = [self.collect(reason)]
+        elif verb == "cleanup":
+            outcomes = self.relieve(reason)
+        elif verb == "cleanup --all":
+            outcomes = self.emergency_cleanup(reason)
+        else:
+            return complaint(verb, "this version knows ping, gc, cleanup and cleanup --all")
+        return answer(verb, outcomes, self._tick(0.0))
+
+    def _look(self, late_s: float) -> None:
+        """One round of the loop."""
+        try:
+            if self._own_box() is None:
+                self._open_box()
+            if not self._is_still(late_s):
+                verdict = self._tick(late_s)
+                self._act(verdict)
+                self._tend(verdict)
+        except Exception:  # noqa: BLE001  the guarded process must not lose its warden, nor its standard error
+            self.errors += 1
+            if self.errors in (1, 10, 100, 1000):
+                self._log.exception("a tick failed (%d so far); the loop goes on", self.errors)
+
+    def _is_still(self, late_s: float) -> bool:
+        """Whether nothing moved since the last whole reading, which is young: then a glance is enough, and recorded.
+
+        It costs a third of a tick. What moved less (4 MiB resident, a sixty-fourth of the headroom) is seen 3 s later.
+        """
+        verdict, seen = self._verdict, self._seen
+        if verdict is None or seen is None or verdict.level or self._in_flight or self.config.pressure_file is not None:
+            return False
+        now_s, reading = self._clock.monotonic(), verdict.reading
+        if now_s - reading.monotonic_s >= STILL_S or reading.headroom_bytes is None or reading.used_bytes is None:
+            return False
+        now = self._glance()
+        if now is None:
+            return False
+        rss, counted = now
+        moved, most = counted - seen[1], reading.headroom_bytes / STILL_RATIO
+        if abs(moved) > most or abs(rss - seen[0]) > min(STILL_BYTES, most):
+            return False
+        used = max(0, reading.used_bytes + moved)
+        with self._lock:  # the black box has one writer at a time
+            self.ticks += 1
+            box = self._own_box()
+            if box is not None:
+                box.tick(self._clock.wall(), now_s, rss, used, reading.limit_bytes, 0, late_s)
+        return True
+
+    def _glance(self) -> tuple[int, int] | None:
+        rss, counted = self._sensor.glance()
+        return (rss, counted) if rss is not None and counted is not None else None
+
+    def _pace(self) -> float:
+        """Seconds until the next look: a quarter of what the fastest growth would need to use up the headroom."""
+        config, verdict = self.config, self._verdict
+        longest = config.interval_s
+        if self._in_flight or verdict is None or self._clock.monotonic() < self._busy_until_s:
+            longest = min(longest, OPERATION_S)
+        if verdict is not None:
+            longest = min(longest, LONGEST_S[verdict.level], self._headroom_s(verdict.reading))
+            if self._fence is not None and self._fence.is_up and (verdict.reading.pressure_ratio or 0) > 0.5:
+                longest = min(longest, FENCE_S)
+        return max(config.min_interval_s, longest)
+
+    def _headroom_s(self, reading: Reading) -> float:
+        if reading.headroom_bytes is None:
+            return self.config.interval_s
+        return reading.headroom_bytes / max(ASSUMED_BYTES_PER_S, self._judge.growth.bytes_per_s) / LOOKS
+
+    def _hurry(self) -> None:
+        """Wake the loop where it is due earlier than it thought when it went to wait."""
+        if self._thread is not None and self._clock.monotonic() + self._pace() < self._due_s:
+            self._wake.set()
+
+    def _tick(self, late_s: float) -> Verdict:
+        """Read, weigh and record. One thread at a time; within itself (a signal handler, a finalizer) it is over."""
+        with self._lock:
+            if self._ticking:
+                return self._verdict if self._verdict is not None else _unweighed(self._sensor.read())
+            self._ticking = True
+            try:
+                old, verdict = self._verdict, self._weigh(self._read())
+                self._verdict = verdict
+                self._seen = self._glance()
+                self._record(old, verdict, late_s)
+            finally:
+                self._ticking = False
+        before = old.level if old is not None else Level.NORMAL
+        if before != verdict.level:
+            self._say_change(before, verdict)
+        return verdict
+
+    def _record(self, old: Verdict | None, verdict: Verdict, late_s: float) -> None:
+        """Everything that must come in the order of the ticks: black box, operations, messages to callbacks."""
+        self.ticks += 1
+        reading, box = verdict.reading, self._own_box()
+        for operation in tuple(self._in_flight):
+            operation.sample(reading.rss_bytes)
+        if box is not None:
+            box.tick(
+                reading.unix_s, reading.monotonic_s, reading.rss_bytes, reading.used_bytes, reading.limit_bytes,
+                verdict.level, late_s,
+            )  # fmt: skip
+        if old is None or _place_of(old.reading) != _place_of(reading):
+            self._place_box()
+        self._changed(old.level if old is not None else Level.NORMAL, verdict)
+
+    def _act(self, verdict: Verdict) -> None:
+        """CRITICAL climbs the ladder until it is relieved; EMERGENCY climbs all of it, at once when it begins."""
+        before, self._acted_on = self._acted_on, verdict.level
+        if (before >= Level.CRITICAL) != (verdict.level >= Level.CRITICAL):
+            self._ladder.rest()
+        if verdict.level < Level.CRITICAL or not self.config.relieve:
+            return
+        emergency = verdict.level is Level.EMERGENCY
+        for outcome in self._ladder.climb(
+            f"{verdict.level.name} by itself",
+            enough=_never if emergency else self._relieved,
+            urgent=emergency and before < Level.EMERGENCY,
+            ratio=None if emergency else self._ratio(verdict),
+            need_bytes=None if emergency else self._needed(verdict),
+        ):
+            self._report(outcome)
+
+    def _tend(self, verdict: Verdict) -> None:
+        """Between cleanups: a collection where there is evidence for it (row M5). On the thread of the loop only."""
+        config = self.config
+        if verdict.level >= Level.CRITICAL or not (config.relieve and config.proactive_gc):
+            return
+        if not self._ladder.due(self._collector, expected_s=self._collector.expected_s()):
+            return
+        why = self._collector.wanted(verdict.reading.pressure_ratio)
+        if why:
+            if self._ladder.due(self._trim):  # or what it returns would be put down to the collection
+                self._report(self._ladder.apply(self._trim, "before a collection"))
+            self._report(self._ladder.apply(self._collector, f"periodic check: {why}"))
+
+    def _ratio(self, verdict: Verdict) -> float | None:
+        """The share of the limit in use for the lines of actions; None, above all of them, where it was forced."""
+        return None if _is_forced(verdict) else verdict.reading.pressure_ratio
+
+    def _needed(self, verdict: Verdict) -> int | None:
+        """Bytes down to where CRITICAL is left; None where that cannot be told."""
+        reading = verdict.reading
+        if _is_forced(verdict) or reading.limit_bytes is None or reading.used_bytes is None:
+            return None
+        return max(0, reading.used_bytes - int(reading.limit_bytes * (self.config.critical - self.config.leave_gap)))
+
+    def _weigh(self, reading: Reading) -> Verdict:
+        if self._verdict is not None and self._verdict.reading.scope != reading.scope:
+            self._history.clear()  # a container's bytes after a process's are no trend
+        verdict = self._judge.weigh(reading)
+        if reading.used_bytes is not None:
+            self._history.add(reading.monotonic_s, reading.used_bytes)
+        if self.config.pressure_file is not None:
+            verdict = self._forced(verdict)
+        return verdict
+
+    def _forced(self, verdict: Verdict) -> Verdict:
+        """The injection valve: a level's name in a file forces it, for game days and acceptance tests."""
+        try:
+            with open(self.config.pressure_file or "", encoding="ascii", errors="replace") as file:
+                word = file.read(64).strip().upper()
+        except OSError:
+            return verdict
+        if word not in Level.__members__:
+            return verdict
+        reason = Reason(code="forced", text=f"{self.config.pressure_file} says {word}")
+        return verdict.replace(level=Level[word], reasons=(reason,))
+
+    def _changed(self, old: Level, verdict: Verdict) -> None:
+        """Write a change of level into the black box, and have the callbacks called."""
+        if old == verdict.level:
+            return
+        reading, box = verdict.reading, self._own_box()
+        if box is not None:
+            text = f"{old.name} -> {verdict.level.name}: {_why(verdict)}"
+            box.event(reading.unix_s, reading.monotonic_s, "level", text)
+        for subscriber in tuple(self._subscribers):
+            try:
+                self._need_messenger().send(subscriber, (old, verdict.level, reading))
+            except RuntimeError as error:  # no thread can be had any more
+                self._log.warning("a callback of on_change is not called: %s", error)
+
+    def _say_change(self, old: Level, verdict: Verdict) -> None:
+        self._need_log()
+        reading = verdict.reading
+        (self._log.warning if verdict.level > old else self._log.info)(
+            "memory %s -> %s: %s of %s (%s): %s", old.name, verdict.level.name, format_bytes(reading.used_bytes),
+            format_bytes(reading.limit_bytes), format_ratio(reading.usage_ratio), _why(verdict),
+        )  # fmt: skip
+
+    def _need_messenger(self) -> _Messenger:
+        if self._messenger is None:
+            self._need_log()
+            self._messenger = _Messenger(self._log)
+        return self._messenger
+
+    # --- what a user asks --------------------------------------------------------------------------------------
+
+    @property
+    def verdict(self) -> Verdict:
+        """The last verdict; where the loop does not run, a fresh one."""
+        found = self._verdict
+        if found is not None and self._thread is not None:
+            return found
+        return self._tick(0.0) if self.config.enabled else _disabled(self._clock)
+
+    @property
+    def reading(self) -> Reading:
+        """The last reading; where the loop does not run, a fresh one."""
+        return self.verdict.reading
+
+    @property
+    def level(self) -> Level:
+        """The level now."""
+        return self.verdict.level
+
+    @property
+    def limit(self) -> Limit:
+        """The effective limit and who says so. Set it to a size ("512M") or None to change the explicit one."""
+        return self._sensor.limit()
+
+    @limit.setter
+    def limit(self, value: str | float | None) -> None:
+        size = None if value is None else parse_bytes(value, where="limit")
+        with self._lock:
+            self._sensor.setting_source = "limit (set while running)"
+            self._sensor.set_limit(size)
+            self._judge.anew()
+            self._history.clear()
+        if self._thread is not None:
+            self._tick(0.0)
+            self._hurry()
+
+    def trend(self) -> Trend:
+        """How what counts against the limit moved over the window. Costs milliseconds: not for a hot path."""
+        from memwarden.judge.trend import trend
+
+        with self._lock:  # the loop must not add to it meanwhile
+            return trend(self._history)
+
+    def forecast(self) -> Forecast:
+        """Time to the limit with an interval, or a refusal with its reason. Computed when asked, in milliseconds."""
+        from memwarden.judge.forecast import forecast
+
+        with self._lock:
+            return forecast(self._history, self.limit.bytes, self._clock.monotonic())
+
+    def recommendations(self) -> tuple[str, ...]:
+        """What to do about it, in words that fit the state; a limit for this workload among them (row M12)."""
+        from memwarden.act.collector import advice
+        from memwarden.judge.advise import recommendations
+
+        about_collector = advice()
+        found = recommendations(
+            self.trend(), self.forecast(), limit_bytes=self.limit.bytes, recommended_bytes=self.recommended_limit()
+        )
+        return (*found, about_collector) if about_collector else found
+
+    def recommended_limit(self) -> int | None:
+        """The limit in bytes that fits what was seen over the window; None before anything was."""
+        from memwarden.judge.advise import recommended_limit
+        from memwarden.judge.trend import slices_of
+
+        with self._lock:
+            buckets = self._history.buckets()
+        return recommended_limit([each.high_bytes for each in slices_of(buckets)]) if buckets else None
+
+    def statistics(self, *, types: bool = False) -> Statistics:
+        """All that is known about this process now (row M10); `types` adds a census: 20 ms per 100,000 objects."""
+        from memwarden.diagnose.statistics import statistics
+
+        return statistics(self.verdict, self.trend(), self._machine, types=types)
+
+    @property
+    def clock(self) -> Clock:
+        """The clock it lives by."""
+        return self._clock
+
+    @property
+    def fence(self) -> Fence | None:
+        """The fence of this process, where the setting `fence` asks for one and the loop runs."""
+        return self._fence
+
+    @property
+    def running(self) -> bool:
+        """Whether the loop runs."""
+        return self._thread is not None
+
+    def check(self, operation: str | None = None) -> Verdict:
+        """Read and weigh now; `operation` names the point in the record. A no-op when memwarden is disabled.
+
+        Where the loop runs, acting is left to it. Where it does not, this acts from CRITICAL on, unless it is called
+        on an event loop, which must not stand still.
+        """
+        if not self.config.enabled:
+            return _disabled(self._clock)
+        self._need_log()
+        verdict = self._tick(0.0)
+        if operation is not None:
+            reading = verdict.reading
+            self._log.debug(
+                "check %s: %s of %s, %s", operation, format_bytes(reading.used_bytes),
+                format_bytes(reading.limit_bytes), verdict.level.name,
+            )  # fmt: skip
+        if self._thread is not None:
+            self._hurry()
+        elif _running_loop() is None:
+            self._act(verdict)
+        return verdict
+
+    def _need_log(self) -> None:
+        if self._log is None:
+            import logging
+
+            self._log = logging.getLogger("memwarden.warden")
+
+    def on_change(self, callback: Callback) -> Callable[[], None]:
+        """Call `callback(old_level, new_level, reading)` on every change of level; returns what takes it back.
+
+        A coroutine function runs on the event loop that is running at this moment, else on one of its own. Callbacks
+        run in a thread of their own, in order: one that hangs or raises does not stop the watch.
+        """
+        if is_coroutine_function(callback):
+            import asyncio  # noqa: F401  now, and not in an emergency: 11 MiB
+        entry = _Subscriber(callback, _running_loop())
+        self._subscribers.append(entry)
+        if self._thread is not None:
+            with self._lock:
+                self._need_messenger()
+
+        def take_back() -> None:
+            if entry in self._subscribers:
+                self._subscribers.remove(entry)
+
+        return take_back
+
+    def operation(self, name: str) -> _Operation:
+        """Measure an operation: with-statement, `async with`, or decorator of a function or coroutine function.
+
+        Its `.result` has before, after, difference, sampled peak and duration. Resident memory belongs to the whole
+        process: where other operations ran meanwhile the result says `overlapped`.
+        """
+        return _Operation(self, name)
+
+    def collect(self, reason: str = "asked for") -> Outcome:
+        """Run a full garbage collection now, measured. Stops every Python thread while it runs."""
+        if not self.config.enabled:
+            return _nothing_done("collect", reason, self._clock)
+        return self._report(self._ladder.apply(self._collector, reason))
+
+    @property
+    def collections(self) -> Collections:
+        """Statistics of the collections made here, by itself and by hand: total, average duration, efficiency."""
+        return self._collector.statistics
+
+    def add_strategy(
+        self,
+        name: str,
+        function: Callable[[], object],
+        *,
+        priority: int | None = None,
+        above: str | float | None = None,
+        tag: str | None = None,
+    ) -> Callable[[], None]:
+        """Have a function called in cleanups from its line on, a share of the limit; returns what takes it back.
+
+        What it returns is not believed: what counts is measured. It runs in a thread of its own for at most 5 s, so it
+        must be safe beside the rest of the application; one that raises, hangs or makes memory worse twice is switched
+        off and reported. Higher priorities come first: trim 110, sheddables 105, collect 100, metrics 80, snapshots
+        60, others 50. `tag` is "metrics" or "snapshots" for records of that kind: they go with those of memwarden.
+        Raises ConfigError.
+        """
+        if not callable(function) or not isinstance(name, str) or not name.strip():
+            raise ConfigError(f"{name!r} is no strategy", where="add_strategy", mend="give a name and a function")
+        if tag is not None and tag not in TAGS:
+            raise ConfigError(f"there is no tag {tag!r}", where="tag", mend=f"write one of {', '.join(TAGS)}")
+        usual_priority, usual_above = TAGS[tag] if tag is not None else (OWN_PRIORITY, OWN_ABOVE)
+        return self._register(
+            Strategy(
+                name.strip(),
+                function,
+                priority=usual_priority if priority is None else int(priority),
+                above=usual_above if above is None else parse_ratio(above, where="above"),
+            )
+        )
+
+    def add_sheddable(self, sheddable: Sheddable) -> Callable[[], None]:
+        """Have a cache or a pool shed in cleanups, in slices of 5 ms; returns what takes it back. It is held weakly.
+
+        It is asked in a thread of its own and let go as a strategy is. Raises ConfigError.
+        """
+        if not callable(getattr(sheddable, "shed", None)) or not hasattr(sheddable, "held_bytes"):
+            what = f"a {type(sheddable).__name__} cannot shed"
+            raise ConfigError(what, where="add_sheddable", mend="it needs name, held_bytes and shed(size_bytes)")
+        return self._register(Shed(sheddable, need=self._need, clock=self._clock))
+
+    def _register(self, action: Action) -> Callable[[], None]:
+        with self._lock:
+            self._ladder.add(action)
+            self._registered.append(action)
+
+        def take_back() -> None:
+            with self._lock:
+                if action in self._registered:
+                    self._registered.remove(action)
+                    self._ladder.remove(action)
+
+        return take_back
+
+    def relieve(self, reason: str = "asked for", *, enough: Callable[[], bool] | None = None) -> list[Outcome]:
+        """Run what is due of the actions, in order of priority, until it is `enough`: below CRITICAL, if not said."""
+        if not self.config.enabled:
+            return []
+        verdict = self._tick(0.0)
+        until = self._relieved if enough is None else enough
+        steps = self._ladder.climb(reason, enough=until, ratio=self._ratio(verdict), need_bytes=self._needed(verdict))
+        return [self._report(each) for each in steps]
+
+    def emergency_cleanup(self, reason: str = "asked for") -> list[Outcome]:
+        """Run every action now, whether it is due or not, whatever its line."""
+        if not self.config.enabled:
+            return []
+        return [self._report(each) for each in self._ladder.run_all(reason)]
+
+    def _relieved(self) -> bool:
+        """Whether a fresh reading is below CRITICAL; the judge is not asked, so that its dwell stays whole."""
+        verdict = self._verdict
+        if verdict is not None and _is_forced(verdict):
+            return False  # a game day: no reading says when it is over
+        with self._lock:
+            reading = self._sensor.read()
+        ratio = reading.pressure_ratio
+        return ratio is not None and ratio < self.config.critical - self.config.leave_gap
+
+    def _report(self, outcome: Outcome) -> Outcome:
+        self._write_down(outcome)
+        if outcome.action == self._collector.name and not outcome.skipped:
+            alert = self._collector.note(outcome)
+            if alert:
+                self._alert(alert)
+        return outcome
+
+    def _alert(self, words: str) -> None:
+        """A finding about our own collections: told once for a row of them."""
+        text = f"{words}; the next one rests for up to ten minutes"
+        self._log.warning("%s", text)
+        self.outcomes.append(_nothing_done("collect", "alert", self._clock, why=text))
+        with self._lock:
+            box = self._own_box()
+            if box is not None:
+                box.event(self._clock.wall(), self._clock.monotonic(), "alert", text)
+
+    def _write_down(self, outcome: Outcome) -> None:
+        self._need_log()
+        self.outcomes.append(outcome)
+        words = _say(outcome)
+        (self._log.warning if outcome.error else self._log.info)("%s", words)
+        with self._lock:
+            box = self._own_box()
+            if box is not None and not outcome.skipped:
+                box.event(
+                    outcome.unix_s, self._clock.monotonic(), "action", words, before_bytes=outcome.before_bytes,
+                    after_bytes=outcome.after_bytes, duration_s=outcome.duration_s,
+                )  # fmt: skip
+
+    # --- operations --------------------------------------------------------------------------------------------
+
+    def _begin(self, operation: _Operation) -> None:
+        self._in_flight.add(operation)  # before looking for others: of two that begin together one must see the other
+        if len(self._in_flight) > 1:
+            for each in tuple(self._in_flight):
+                each.overlapped = True
+        operation.start_s = self._clock.monotonic()
+        operation.before_bytes = self._sensor.rss_bytes()
+        operation.sample(operation.before_bytes)
+        box = operation.box = self._own_box()
+        if box is not None:
+            operation.slot = box.begin(
+                self._clock.wall(), operation.start_s, operation.name, operation.before_bytes, threading.get_ident()
+            )
+        self._hurry()
+
+    def _end(self, operation: _Operation, *, failed: bool) -> Operation:
+        after = self._sensor.rss_bytes()
+        operation.sample(after)
+        self._in_flight.discard(operation)
+        now_s = self._clock.monotonic()
+        self._busy_until_s = now_s + BUSY_S
+        if operation.box is not None and operation.box is self._own_box():
+            operation.box.end(operation.slot)
+        operation.box = None
+        found = Operation(
+            name=operation.name,
+            before_bytes=operation.before_bytes,
+            after_bytes=after,
+            peak_bytes=operation.peak_bytes,
+            duration_s=now_s - operation.start_s,
+            samples=operation.samples,
+            overlapped=operation.overlapped,
+            failed=failed,
+        )
+        self.operations.append(found)
+        return found
+
+
+class _Operation:
+    """One use of `Warden.operation`; as a decorator it makes a fresh one for every call."""
+
+    __slots__ = (
+        "before_bytes",
+        "box",
+        "name",
+        "overlapped",
+        "peak_bytes",
+        "result",
+        "samples",
+        "slot",
+        "start_s",
+        "warden",
+    )
+
+    def __init__(self, warden: Warden, name: str) -> None:
+        self.warden = warden
+        self.name = str(name)
+        self.result: Operation | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self.before_bytes: int | None = None
+        self.peak_bytes: int | None = None
+        self.samples = 0
+        self.overlapped = False
+        self.box: BlackBox | None = None
+        self.slot: int | None = None
+        self.start_s = 0.0
+
+    def sample(self, rss_bytes: int | None) -> None:
+        """One look at resident memory while it is in flight."""
+        if rss_bytes is not None:
+            self.samples += 1
+            if self.peak_bytes is None or rss_bytes > self.peak_bytes:
+                self.peak_bytes = rss_bytes
+
+    def __enter__(self) -> Self:
+        self._reset()
+        if self.warden.config.enabled:
+            self.warden._begin(self)  # noqa: SLF001  one class in two halves
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        failed = kind is not None
+        enabled = self.warden.config.enabled
+        self.result = self.warden._end(self, failed=failed) if enabled else _unmeasured(self.name, failed=failed)  # noqa: SLF001
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, at)
+
+    def __call__(self, function: F) -> F:
+        return _wrap(self.warden, self.name, function)
+
+
+def _wrap(warden: Warden, name: str, function: F) -> F:
+    from functools import wraps
+
+    if is_coroutine_function(function):
+
+        @wraps(function)
+        async def measured_async(*args: Any, **kwargs: Any) -> Any:
+            with warden.operation(name):
+                return await function(*args, **kwargs)
+
+        return measured_async  # type: ignore[return-value]  # the same signature by construction
+
+    @wraps(function)
+    def measured(*args: Any, **kwargs: Any) -> Any:
+        with warden.operation(name):
+            return function(*args, **kwargs)
+
+    return measured  # type: ignore[return-value]  # the same signature by construction
+
+
+def is_coroutine_function(function: Any) -> bool:
+    """CO_COROUTINE, as inspect.iscoroutinefunction tests it; inspect itself would cost 1.4 MiB."""
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    return bool(getattr(code, "co_flags", 0) & 0x80)
+
+
+class _Subscriber:
+    """A callback of `on_change`, and the event loop that ran when it was given."""
+
+    __slots__ = ("callback", "loop")
+
+    def __init__(self, callback: Callback, loop: Any) -> None:
+        self.callback = callback
+        self.loop = loop
+
+
+class _Messenger:
+    """A thread that runs callbacks in order, so that one that hangs does not blind the watch."""
+
+    def __init__(self, log: Any) -> None:
+        from queue import SimpleQueue
+
+        self._log = log
+        self._queue: SimpleQueue[tuple[_Subscriber, tuple[Level, Level, Reading]] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="memwarden-callbacks", daemon=True)
+        self._thread.start()
+
+    def send(self, subscriber: _Subscriber, change: tuple[Level, Level, Reading]) -> None:
+        """Have it called soon."""
+        self._queue.put((subscriber, change))
+
+    def end(self) -> None:
+        """End after what is still to be run."""
+        self._queue.put(None)
+
+    def stop(self) -> None:
+        """Run what is still to be run, for at most five seconds, and end."""
+        self.end()
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout=5.0)
+
+    def _run(self) -> None:
+        while (message := self._queue.get()) is not None:
+            subscriber, change = message
+            try:
+                found = subscriber.callback(*change)
+                if found is not None and hasattr(found, "__await__"):
+                    _run_coroutine(found, subscriber.loop)
+            except Exception:  # noqa: BLE001  a user's callback may raise anything
+                self._log.exception("a callback of on_change failed; the watch goes on")
+            del subscriber, change, message
+
+
+def _run_coroutine(coroutine: Any, loop: Any) -> None:
+    """On the event loop that was running when the callback was given, else on one of its own."""
+    import asyncio
+
+    if loop is None or not loop.is_running():
+        asyncio.run(coroutine)
+        return
+    try:
+        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    except RuntimeError:  # it was closed just now
+        coroutine.close()
+        raise
+    future.result(timeout=COROUTINE_S)
+
+
+def _running_loop() -> Any:
+    asyncio = sys.modules.get("asyncio")  # nobody runs a loop who has not imported it
+    if asyncio is None:
+        return None
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _is_forced(verdict: Verdict) -> bool:
+    return any(reason.code == "forced" for reason in verdict.reasons)
+
+
+def _say(outcome: Outcome) -> str:
+    if outcome.skipped:
+        return f"{outcome.action} left out: {outcome.skipped}"
+    if outcome.error:
+        return f"{outcome.action} failed: {outcome.error}"
+    freed = outcome.freed_bytes
+    if freed is None:
+        result = "an unknown amount freed"
+    elif freed >= 0:
+        result = f"{format_bytes(freed)} freed"
+    else:
+        result = f"nothing freed, {format_bytes(-freed)} more in use meanwhile"
+    return f"{outcome.action} ({outcome.reason}): {result} in {outcome.duration_s * 1000:.0f} ms"
+
+
+def _why(verdict: Verdict) -> str:
+    return "; ".join(reason.text for reason in verdict.reasons) or "below every line"
+
+
+def _place_of(reading: Reading) -> tuple[int | None, str, int | None]:
+    """What the black box states of where a process stands."""
+    return reading.limit_bytes, reading.limit_source, reading.around.oom_kills
+
+
+def _never() -> bool:
+    return False
+
+
+def _unweighed(reading: Reading) -> Verdict:
+    reason = Reason(code="unknown", text="the first reading is still being weighed")
+    return Verdict(level=Level.NORMAL, since_s=reading.monotonic_s, reading=reading, reasons=(reason,))
+
+
+def _unmeasured(name: str, *, failed: bool) -> Operation:
+    return Operation(
+        name=name, before_bytes=None, after_bytes=None, peak_bytes=None, duration_s=0.0, samples=0, overlapped=False,
+        failed=failed,
+    )  # fmt: skip
+
+
+def _nothing_done(action: str, reason: str, clock: Clock, *, why: str = "memwarden is switched off") -> Outcome:
+    return Outcome(
+        action=action, reason=reason, before_bytes=None, after_bytes=None, duration_s=0.0, unix_s=clock.wall(),
+        skipped=why,
+    )  # fmt: skip
+
+
+def _disabled(clock: Clock) -> Verdict:
+    reading = Reading(
+        monotonic_s=clock.monotonic(),
+        unix_s=clock.wall(),
+        pid=os.getpid(),
+        rss_bytes=None,
+        used_bytes=None,
+        used_low_bytes=None,
+        limit_bytes=None,
+        limit_source="memwarden is switched off",
+    )
+    reason = Reason(code="disabled", text="memwarden is switched off")
+    return Verdict(level=Level.NORMAL, since_s=reading.monotonic_s, reading=reading, reasons=(reason,))
+
+
+def _follow(warden: Warden) -> None:
+    """A forked child gets a loop of its own (gunicorn --preload, multiprocessing): threads do not survive a fork.
+
+    And at interpreter exit every running one says goodbye. One pair of hooks per process, for all of them.
+    """
+    global _hooked  # noqa: PLW0603  a hook of os.register_at_fork cannot be taken back
+    _running.add(warden)
+    if not _hooked:
+        import atexit
+
+        if hasattr(os, "register_at_fork"):  # Windows has no fork
+            os.register_at_fork(after_in_child=_restart_in_child)
+        atexit.register(_say_goodbye)
+        _hooked = True
+
+
+def _restart_in_child() -> None:
+    for warden in tuple(_running):
+        warden._after_fork()  # noqa: SLF001
+
+
+def _say_goodbye() -> None:
+    for warden in tuple(_running):
+        warden._goodbye()  # noqa: SLF001
