@@ -1,0 +1,282 @@
+"""From the black boxes that a dead process left to what happened, in words.
+
+One death may have two witnesses: the box that the process wrote itself (operations in flight, actions, and how long
+it was blind) and the box that its supervisor wrote from outside (the last memory it saw, how it ended and on what
+evidence). Where only the process wrote, how it ended is inferred from the OOM counter of its cgroup, and said to be.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from memwarden.blackbox import Box, Event, InFlight, Tick, find_boxes, read_box
+from memwarden.errors import BlackBoxError
+from memwarden.facts import Fact
+from memwarden.sense import parse
+from memwarden.supervise.record import DEATH, EVIDENCE
+from memwarden.units import format_bytes, format_duration, format_ratio
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from memwarden.ports import Machine
+
+# What is told of the past: what an on-call engineer can take in at a glance.
+TAIL_S = 10.0
+GROWTH_S = 5.0
+LAST_ACTIONS = 5
+ROWS = 10
+
+_HEADLINES = {
+    "oom_kill": "was killed by the kernel for memory (OOM kill)",
+    "oom_kill_of_descendant": "ended after the kernel killed a process of it for memory (OOM kill)",
+    "killed": "was killed by a SIGKILL, not by the kernel for memory",
+    "crashed": "crashed",
+    "failed": "ended with an error",
+    "clean": "ended by itself",
+    "stopped": "stopped its Warden; how it ended after that nobody saw",
+    "unknown": "is gone and left no goodbye: killed, crashed, or os._exit",
+}
+
+
+class Autopsy(Fact):
+    """What is known about one death. `ended_unix_s` is the death where a supervisor saw it, else the last sign of life.
+
+    `blind_s`: how long before its end the process itself had last looked (C code held the GIL, or it slept calmly).
+    """
+
+    pid: int
+    argv: str
+    verdict: str
+    certain: bool
+    exit_status: int | None
+    start_unix_s: float
+    ended_unix_s: float
+    limit_bytes: int | None
+    limit_source: str
+    peak_bytes: int | None
+    last_bytes: int | None
+    last_ago_s: float | None
+    growth_bytes: int | None
+    growth_s: float | None
+    blind_s: float | None
+    longest_late_s: float
+    evidence: tuple[str, ...]
+    in_flight: tuple[InFlight, ...]
+    actions: tuple[Event, ...]
+    levels: tuple[Event, ...]
+    ticks: tuple[Tick, ...]
+    boxes: tuple[str, ...]
+    damaged: int = 0
+
+
+def is_alive(machine: Machine, box: Box) -> bool:
+    """Whether the very process of this box still lives: the same pid that started at the same time."""
+    try:
+        words = machine.read(f"/proc/{box.pid}/stat").rpartition(b")")[2].split()
+    except OSError:
+        return False
+    if not words or words[0] in (b"Z", b"X"):
+        return False
+    started = parse.number(words[19]) if len(words) > 19 else None
+    return not box.start_ticks or started in (None, box.start_ticks)
+
+
+def read_all(folder: str) -> tuple[list[Box], list[str]]:
+    """Every readable box of a folder, newest first, and a line for each that is not."""
+    boxes: list[Box] = []
+    try:
+        paths = find_boxes(folder)
+    except OSError as error:
+        return boxes, [f"{folder}: cannot be looked into: {error.strerror}"]
+    complaints = []
+    for path in paths:
+        try:
+            boxes.append(read_box(path))
+        except BlackBoxError as error:
+            complaints.append(str(error))
+    return boxes, complaints
+
+
+def deaths(machine: Machine, boxes: Iterable[Box], *, pid: int | None = None) -> list[Autopsy]:
+    """One autopsy per dead process, the latest first; a clean end is one too."""
+    dead = [box for box in boxes if (pid is None or box.pid == pid) and not is_alive(machine, box)]
+    lives: dict[tuple[int, int], list[Box]] = {}
+    for box in dead:
+        lives.setdefault(_life(box), []).append(box)
+    found = [examine(machine, tuple(each)) for each in lives.values()]
+    return sorted(found, key=lambda autopsy: autopsy.ended_unix_s, reverse=True)
+
+
+def same_life(box: Box, others: Iterable[Box]) -> tuple[Box, ...]:
+    """The box, and those of the others that tell of the same process: its second witness."""
+    name = os.path.basename(box.path)
+    return (box, *(each for each in others if _life(each) == _life(box) and os.path.basename(each.path) != name))
+
+
+def _life(box: Box) -> tuple[int, int]:
+    """What tells one life from another: a pid comes again, its start time does not."""
+    return box.pid, box.start_ticks or int(box.start_unix_s)
+
+
+def examine(machine: Machine, boxes: tuple[Box, ...]) -> Autopsy:
+    """The autopsy of one dead process from the boxes of that one life."""
+    outside = next((box for box in boxes if box.kind == "outside"), None)
+    inside = next((box for box in boxes if box.kind == "inside"), None)
+    best = outside or inside or boxes[0]
+    own = inside or best
+    death = next((event for event in reversed(best.events) if event.kind == DEATH), None)
+    ended_s = death.unix_s if death is not None else max(_last_sign(box) for box in boxes)
+    verdict, certain, evidence = _judge(machine, outside, inside, death)
+    ticks = best.ticks or own.ticks
+    looks = (*best.ticks, *own.ticks)
+    last = max(looks, key=lambda tick: tick.unix_s, default=None)  # whoever looked last
+    growth = _growth(ticks)
+    blind = own.ticks[-1] if inside is not None and own.ticks else None
+    return Autopsy(
+        pid=best.pid,
+        argv=best.argv or own.argv,
+        verdict=verdict,
+        certain=certain,
+        exit_status=best.exit_status,
+        start_unix_s=best.start_unix_s,
+        ended_unix_s=ended_s,
+        limit_bytes=best.limit_bytes or own.limit_bytes,
+        limit_source=best.limit_source or own.limit_source,
+        peak_bytes=_peak(death, looks),
+        last_bytes=last.used_bytes if last is not None else None,
+        last_ago_s=max(0.0, ended_s - last.unix_s) if last is not None else None,
+        growth_bytes=growth[0],
+        growth_s=growth[1],
+        blind_s=max(0.0, ended_s - blind.unix_s) if blind is not None else None,
+        longest_late_s=max((tick.late_s for tick in own.ticks), default=0.0),
+        evidence=evidence,
+        in_flight=own.in_flight,
+        actions=tuple(event for event in own.events if event.kind == "action")[-LAST_ACTIONS:],
+        levels=tuple(event for event in own.events if event.kind == "level")[-LAST_ACTIONS:],
+        ticks=tuple(tick for tick in ticks if tick.unix_s >= ended_s - TAIL_S),
+        boxes=tuple(box.path for box in boxes),
+        damaged=sum(box.damaged for box in boxes),
+    )
+
+
+def _last_sign(box: Box) -> float:
+    times = [box.start_unix_s, *(tick.unix_s for tick in box.ticks[-1:]), *(event.unix_s for event in box.events[-1:])]
+    return max(times)
+
+
+def _peak(death: Event | None, ticks: tuple[Tick, ...]) -> int | None:
+    known = [tick.used_bytes for tick in ticks if tick.used_bytes is not None]
+    if death is not None and death.before_bytes is not None:
+        known.append(death.before_bytes)
+    return max(known, default=None)
+
+
+def _growth(ticks: tuple[Tick, ...]) -> tuple[int | None, float | None]:
+    """How much the last seconds took, by the box's own monotonic clock."""
+    known = [tick for tick in ticks if tick.used_bytes is not None]
+    if len(known) < 2:
+        return None, None
+    last = known[-1]
+    first = next(tick for tick in known if tick.monotonic_s >= last.monotonic_s - GROWTH_S)
+    if first is last:
+        first = known[-2]
+    return (last.used_bytes or 0) - (first.used_bytes or 0), last.monotonic_s - first.monotonic_s
+
+
+def _judge(
+    machine: Machine, outside: Box | None, inside: Box | None, death: Event | None
+) -> tuple[str, bool, tuple[str, ...]]:
+    """(verdict, whether it is certain, the evidence)."""
+    if outside is not None and outside.ended:
+        evidence = tuple(event.text for event in outside.events if event.kind == EVIDENCE)
+        return outside.verdict, death is not None and not death.text, evidence
+    if inside is not None and inside.ended:
+        return inside.verdict, True, ("it closed its black box itself",)
+    if inside is not None and inside.cgroup and inside.oom_kills is not None:
+        kills = _oom_kills(machine, inside.cgroup)
+        if kills is not None and kills > inside.oom_kills:
+            counted = f"oom_kill of {inside.cgroup} rose from {inside.oom_kills} to {kills} since it was last seen"
+            return "oom_kill", False, (counted, "no supervisor saw the end")
+    return "unknown", False, ("no supervisor saw the end",)
+
+
+def _oom_kills(machine: Machine, folder: str) -> int | None:
+    for name in ("memory.events", "memory.oom_control"):
+        try:
+            return parse.keyed(machine.read(f"{folder}/{name}"), (b"oom_kill",)).get(b"oom_kill")
+        except OSError:
+            continue
+    return None
+
+
+# --- in words ------------------------------------------------------------------------------------------------------
+
+
+def headline(autopsy: Autopsy) -> str:
+    """What happened, when, in one line."""
+    command = autopsy.argv if len(autopsy.argv) <= 70 else autopsy.argv[:67] + "..."
+    doubt = "" if autopsy.certain or autopsy.verdict == "unknown" else "probably "
+    what = _HEADLINES.get(autopsy.verdict, autopsy.verdict)
+    status = f", exit code {autopsy.exit_status}" if autopsy.exit_status is not None else ""
+    lived = format_duration(autopsy.ended_unix_s - autopsy.start_unix_s)
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(autopsy.ended_unix_s))
+    return f"{command} (pid {autopsy.pid}) {doubt}{what}{status}, at {at}, {lived} after its start"
+
+
+def tell(autopsy: Autopsy) -> list[str]:
+    """The whole story, one line per fact, the most telling first."""
+    lines = [headline(autopsy)]
+    lines += [f"  evidence   {text}" for text in autopsy.evidence]
+    source = f"  ({autopsy.limit_source})" if autopsy.limit_source else ""
+    lines.append(f"  limit      {format_bytes(autopsy.limit_bytes)}{source}")
+    lines.append(f"  peak       {format_bytes(autopsy.peak_bytes)}{_of_limit(autopsy.peak_bytes, autopsy.limit_bytes)}")
+    if autopsy.last_ago_s is not None:
+        lines.append(
+            f"  last seen  {format_bytes(autopsy.last_bytes)}, {format_duration(autopsy.last_ago_s)} before the end"
+        )
+    if autopsy.growth_bytes is not None and autopsy.growth_s:
+        rate = autopsy.growth_bytes / autopsy.growth_s
+        taken = f"{autopsy.growth_bytes / 2**20:+.1f} MiB in the last {format_duration(autopsy.growth_s)}"
+        lines.append(f"  growth     {taken} ({format_bytes(rate)}/s)")
+    if autopsy.blind_s is not None:
+        late = f"; its latest tick ever came {format_duration(autopsy.longest_late_s)} late"
+        lines.append(f"  blind      it had last looked itself {format_duration(autopsy.blind_s)} before the end{late}")
+    lines += [_say_flight(each, autopsy.ended_unix_s) for each in autopsy.in_flight]
+    lines += [f"  level      {_ago(event, autopsy)}: {event.text}" for event in autopsy.levels]
+    lines += [f"  action     {_ago(event, autopsy)}: {event.text}" for event in autopsy.actions]
+    lines += _table(autopsy)
+    if autopsy.damaged:
+        lines.append(f"  {autopsy.damaged} record(s) were being written or are damaged, and left out")
+    return lines
+
+
+def _of_limit(size: int | None, limit: int | None) -> str:
+    return f"  ({format_ratio(size / limit)} of the limit)" if size is not None and limit else ""
+
+
+def _say_flight(operation: InFlight, ended_s: float) -> str:
+    lasted = format_duration(max(0.0, ended_s - operation.unix_s))
+    return f"  in flight  {operation.name}, since {lasted}, begun at {format_bytes(operation.before_bytes)} resident"
+
+
+def _ago(event: Event, autopsy: Autopsy) -> str:
+    return f"{format_duration(max(0.0, autopsy.ended_unix_s - event.unix_s))} before"
+
+
+def _table(autopsy: Autopsy) -> list[str]:
+    """The last ten seconds in at most ten rows; the last tick is always one of them."""
+    ticks = autopsy.ticks
+    if not ticks:
+        return []
+    step = max(1, -(-len(ticks) // ROWS))
+    rows = ticks[(len(ticks) - 1) % step :: step]
+    lines = ["  before     in use       resident     level"]
+    for tick in rows:
+        ago = format_duration(max(0.0, autopsy.ended_unix_s - tick.unix_s))
+        used, rss = format_bytes(tick.used_bytes), format_bytes(tick.rss_bytes)
+        share = format_ratio(tick.used_bytes / tick.limit_bytes) if tick.used_bytes and tick.limit_bytes else ""
+        lines.append(f"  {ago:<9}  {used:<11}  {rss:<11}  {share}")
+    return lines
