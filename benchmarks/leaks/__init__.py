@@ -1,0 +1,1 @@
+"""Where the leak verdict comes from and how good it is: real programs recorded, a model fitted, figures printed."""
