@@ -191,6 +191,13 @@ def test_auto_does_not_fence_a_server_nor_what_is_no_python() -> None:
     assert run(*LIMIT, *python(PRELUDE + code)).stdout == "[true]\nunlimited\n"
 
 
+@pytest.mark.parametrize("how", ["", "exec "], ids=["a child", "in place of the shell"])
+def test_auto_fences_what_a_shell_starts_after_a_while_with_nobody_to_fence(how: str) -> None:
+    code = PRELUDE + "wait(); tell(soft() > 0, refused(300))"
+    ended = run(*LIMIT, "--fence", "auto", "--", "bash", "-c", f'sleep 0.6; {how}"$@"', "bash", *python(code)[1:])
+    assert json.loads(ended.stdout) == [True, True], ended.stderr
+
+
 def test_what_outlives_the_command_is_let_go_and_then_ended() -> None:
     code = """
 if not os.fork():

@@ -246,7 +246,7 @@ class KillWatch:
         self._open = self._settled = 0
         self._settled_s: float | None = None
         self._named: set[int] = set()
-        self._known_others: frozenset[int] = frozenset()
+        self._known = self._known_others = frozenset[int]()
         if self._log is not None:
             self._log.victims()
 
@@ -259,8 +259,8 @@ class KillWatch:
             self._open += value - self._seen
         self._seen = value if value is not None else self._seen
         text = self._settle(pids, now_s=now_s, first_look=rose) if self._open else ""
-        if not self._open:
-            self._known_others = pids - {self._pid}
+        if not self._open and pids is not self._known:
+            self._known, self._known_others = pids, pids - {self._pid}
         return text
 
     def _settle(self, pids: frozenset[int], *, now_s: float, first_look: bool) -> str:

@@ -241,6 +241,7 @@ class TreeFence:
         self._tell = tell
         self._told: set[str] = set()
         self._members: dict[int, Member] = {}
+        self._pids: Iterable[int] = ()
         soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
         caps = [size for size in (cap_bytes, None if soft == resource.RLIM_INFINITY else soft) if size is not None]
         self._cap = min(caps, default=None)
@@ -252,6 +253,9 @@ class TreeFence:
     def move(self, pids: Iterable[int], now_s: float) -> None:
         """One look and one move for each process."""
         members = self._known(pids)
+        if self._is_nobody_there(members, now_s):
+            self.interval_s = NOBODY_TICK_S
+            return
         found, sure = self._look(members)
         if found is None:
             return
@@ -284,15 +288,28 @@ class TreeFence:
         room = max(headroom - reserve_bytes(limit) - _STARTING_BYTES, _STARTING_BYTES)
         return soft_limit(0, room, cap_bytes=self._cap)
 
+    def _is_nobody_there(self, members: list[Member], now_s: float) -> bool:
+        """Whether all were found exempt, and none has become another program since: then nothing else is read."""
+        if not self.exempts_all:
+            return False
+        for member in members:
+            if member.look() and member.is_changed(now_s):
+                self._judge(member)
+        return self.exempts_all
+
     def _known(self, pids: Iterable[int]) -> list[Member]:
         """The processes; those that are gone are forgotten."""
+        if pids is self._pids:
+            return list(self._members.values())
+        self._pids = pids
         known, now = self._members, set(pids)
         for pid in [pid for pid in known if pid not in now]:
             known.pop(pid).close()
         for pid in now:
             if pid not in known:
                 known[pid] = Member(pid, cap_bytes=self._cap)
-        return [known[pid] for pid in sorted(now)]
+        self._members = {pid: known[pid] for pid in sorted(now)}
+        return list(self._members.values())
 
     def _look(self, members: list[Member]) -> tuple[tuple[int, int] | None, bool]:
         """Headroom and limit of the fullest cgroup, read between two looks at each process, and whether quickly.

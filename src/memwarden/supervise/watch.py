@@ -39,6 +39,9 @@ FENCED_WALK_S = 0.1
 _CACHE_MATTERS_RATIO = 0.8
 _CACHE_KEYS = {1: (b"total_inactive_file", b"total_active_file"), 2: (b"inactive_file", b"active_file")}
 _KEPT_SAMPLES = 256
+# The pid given last in our pid namespace: 1 us to read, where opening and reading a list of processes takes 20 (v1).
+# /proc/loadavg ends in it too, but lxcfs puts a file of its own there that is seconds old.
+_NEWEST_PID = "/proc/sys/kernel/ns_last_pid"
 
 
 class Pace:
@@ -136,7 +139,11 @@ class Eyes:
         self._stat = KeptFile(f"{cgroup.path}/memory.stat") if cgroup is not None else None
         self._procs = KeptFile(f"{cgroup.path}/cgroup.procs") if self._own and cgroup is not None else None
         self._events = KeptFile(cgroup.file("events")) if self._own and self._version == 2 and cgroup else None
+        self._newest = NumberFile(_NEWEST_PID) if self._own and self._version == 1 else None
+        self._newest_pid: int | None = None
         self._procs_text = b""
+        self._procs_s = -_SLOW_READ_S
+        self._again = False
         self._pids: frozenset[int] = frozenset((pid,))
         self._slow_s = -_SLOW_READ_S
         self._walk_at_s = -_SLOW_READ_S
@@ -151,7 +158,10 @@ class Eyes:
             self._slow_s = now_s
             self._read_slow(usage, limit_bytes)
         if self._procs is not None:
-            self._read_procs(self._procs)
+            is_near = not usage or not limit_bytes or usage > limit_bytes * _CACHE_MATTERS_RATIO
+            if self._newest is None or is_near or self._has_news(self._newest, now_s):
+                self._procs_s = now_s
+                self._read_procs(self._procs)
         elif now_s - self._walk_at_s >= self.walk_s:
             self._walk_at_s = now_s
             self._pids = frozenset(descendants(os.getpid()))
@@ -162,6 +172,17 @@ class Eyes:
             pids=self._pids,
             high_count=self._high_count(),
         )
+
+    def _has_news(self, newest: NumberFile, now_s: float) -> bool:
+        """Whether somebody was started since the last look; twice, for its pid is given before it joins the cgroup.
+
+        Who was moved in, or ended, is seen within a second.
+        """
+        pid = newest.value()
+        is_new = pid is None or pid != self._newest_pid
+        has_news = is_new or self._again or now_s - self._procs_s >= _SLOW_READ_S
+        self._newest_pid, self._again = pid, is_new
+        return has_news
 
     def _read_procs(self, procs: KeptFile) -> None:
         if self._version == 1:
@@ -193,7 +214,7 @@ class Eyes:
 
     def close(self) -> None:
         """Give the descriptors back."""
-        for file in (self._rss, self._usage, self._stat, self._procs, self._events):
+        for file in (self._rss, self._usage, self._stat, self._procs, self._newest, self._events):
             if file is not None:
                 file.close()
 
