@@ -76,7 +76,7 @@ class Guard:
 def _apart(make: Callable[[], Reader | Guard], *, of: int) -> Reader | Guard:
     """Start a thread a share of the interval after the one before: woken together they would warm each other."""
     made = make()
-    time.sleep(INTERVAL_S * (1 + 1 / of))
+    time.sleep(INTERVAL_S * (1 + 1 / of))  # real threads at a real rate are measured
     return made
 
 
@@ -85,7 +85,7 @@ def _shares(clocks: dict[str, int]) -> dict[str, float]:
     seen: dict[str, list[float]] = {name: [] for name in clocks}
     last = {name: time.clock_gettime_ns(clock) for name, clock in clocks.items()}
     for _ in range(WINDOWS):
-        time.sleep(1.0)
+        time.sleep(1.0)  # the window
         for name, clock in clocks.items():
             now = time.clock_gettime_ns(clock)
             seen[name].append((now - last[name]) / 1e7)
@@ -105,7 +105,7 @@ def _cpu() -> list[Figure]:
         }
         arms = {name: _apart(make, of=len(makers)) for name, make in makers.items()}
         clocks = {name: time.pthread_getcpuclockid(arm.thread().ident or 0) for name, arm in arms.items()}
-        time.sleep(SETTLE_S)
+        time.sleep(SETTLE_S)  # caches warm, files open
         share = _shares(clocks)
         for arm in arms.values():
             arm.stop()

@@ -35,7 +35,7 @@ worst, end = [0.0], threading.Event()
 def feel():
     last = time.perf_counter()
     while not end.is_set():
-        time.sleep(0.0005)
+        time.sleep(0.0005)  # the other thread, whose lateness is measured
         now = time.perf_counter()
         worst[0] = max(worst[0], now - last)
         last = now
@@ -44,11 +44,11 @@ def stall(work):
     began = time.perf_counter()
     work()
     lasted = time.perf_counter() - began
-    time.sleep(0.01)
+    time.sleep(0.01)  # until it runs
     return worst[0], lasted
 thread = threading.Thread(target=feel)
 thread.start()
-time.sleep(0.1)
+time.sleep(0.1)  # until it runs evenly
 idle, _ = stall(lambda: time.sleep(0.1))
 trim, lasted = stall(lambda: Trim().apply(machine))
 end.set()
@@ -76,7 +76,7 @@ while time.monotonic() - began < 45:
     for _ in range(2_000):
         Ring()
     warden.limit = int(rss() / 0.85)
-    time.sleep(0.1)
+    time.sleep(0.1)  # between two rounds, so that each starts alike
 found = warden.collections
 warden.stop()
 print(json.dumps([found.total, found.total_s / (time.monotonic() - began), found.average_s or 0.0, found.efficiency]))

@@ -31,7 +31,7 @@ held = bytearray(b"x") * (20 << 20)
 while True:
     burst = bytearray(b"x") * (30 << 20)
     del burst
-    time.sleep(0.3)
+    time.sleep(0.3)  # the pace of the sawtooth
 """
 
 
@@ -49,9 +49,9 @@ def main() -> list[Figure]:
     figures = []
     for name, options, command, bound in rows:
         with supervisor(options, command) as pid:
-            time.sleep(SETTLE_S)
+            time.sleep(SETTLE_S)  # the command has started
             before = cpu_ns(pid), wakes(pid), time.monotonic_ns()
-            time.sleep(WINDOW_S)
+            time.sleep(WINDOW_S)  # the window
             after = cpu_ns(pid), wakes(pid), time.monotonic_ns()
             burned, woke, passed = (new - old for new, old in zip(after, before, strict=True))
             paced = f"{woke * 1e9 / passed:.1f} wake-ups a second, {burned / max(1, woke) / 1000:.0f} us each"

@@ -70,7 +70,7 @@ def paced(shape, mib, rate_mib_s):
     for done in range(0, mib, 4):
         held.append(STEP[shape](4 * MIB))
         ahead = done / rate_mib_s - (time.monotonic() - start)
-        if ahead > 0: time.sleep(ahead)
+        if ahead > 0: time.sleep(ahead)  # the rate of the workload
 
 def unit(work, *args):
     try:

@@ -29,7 +29,7 @@ def _init_of(cls: Any) -> Any:
     scope |= {f"_default_{name}": value for name, value in defaults.items()}
     words = ", ".join(f"{name}=_default_{name}" if name in defaults else name for name in fields)
     body = "\n".join(f"    _set_{name}(self, {name})" for name in fields) or "    pass"
-    exec(f"def __init__(self, *, {words}):\n{body}" if words else f"def __init__(self):\n{body}", scope)  # noqa: S102
+    exec(f"def __init__(self, *, {words}):\n{body}" if words else f"def __init__(self):\n{body}", scope)  # noqa: S102  our names
     scope["__init__"].__qualname__ = f"{cls.__name__}.__init__"
     return scope["__init__"]
 
@@ -48,8 +48,8 @@ class _FactType(type):
         defaults |= {key: body.pop(key) for key in own if key in body}
         body |= {"__slots__": own, "_fields": (*inherited, *own), "_defaults": defaults}
         cls = super().__new__(mcls, name, bases, body)
-        if cls._fields:  # type: ignore[attr-defined]
-            cls.__init__ = _init_of(cls)  # type: ignore[misc]
+        if cls._fields:  # type: ignore[attr-defined]  # set by the metaclass
+            cls.__init__ = _init_of(cls)  # type: ignore[misc]  # made for these fields
         return cls
 
 

@@ -23,7 +23,7 @@ from memwarden.units import MIB
 try:
     import resource
 except ImportError:  # Windows, where nothing is fenced and only the import must work
-    resource = None  # type: ignore[assignment]
+    resource = None  # type: ignore[assignment]  # Windows has none; who needs it asks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -135,8 +135,8 @@ class PortableSensor:
             limit_bytes=size,
             limit_source=limit.source,
             scope=limit.scope,
-            headroom_bytes=size - used if known else None,  # type: ignore[operator]  # `known` says so
-            pressure_ratio=used / size if known else None,  # type: ignore[operator]
+            headroom_bytes=size - used if known else None,  # type: ignore[operator]  # known: neither is None  # `known` says so
+            pressure_ratio=used / size if known else None,  # type: ignore[operator]  # known: neither is None
             around=self._around,
         )
 

@@ -159,8 +159,8 @@ class _Reader:
         if buffered.peek(2)[:2] == b"\x1f\x8b":
             import gzip
 
-            return gzip.open(buffered)  # type: ignore[return-value]
-        return buffered  # type: ignore[no-any-return]
+            return gzip.open(buffered)  # type: ignore[return-value]  # it reads bytes by lines
+        return buffered  # type: ignore[no-any-return]  # open() knows its kind, we its use
 
     def _lines(self) -> Iterator[str]:
         import zlib
