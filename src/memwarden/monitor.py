@@ -15,7 +15,8 @@ from os import getpid
 from memwarden.errors import ConfigError
 from memwarden.facts import Fact
 from memwarden.units import format_bytes, format_ratio, parse_duration, parse_ratio
-from memwarden.warden import Warden, is_coroutine_function
+from memwarden.warden import Warden
+from memwarden.warden.operations import is_coroutine_function
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -13,38 +13,37 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import weakref
 from collections import deque
 
 from memwarden import config as settings
-from memwarden.act import Collect, Drop, Ladder, Shed, Strategy, Trim
-from memwarden.act.ladder import Need
-from memwarden.act.strategies import METRICS, OWN_ABOVE, OWN_PRIORITY, SNAPSHOTS, TAGS
 from memwarden.blackbox import BlackBox, directory
-from memwarden.errors import ConfigError
-from memwarden.facts import Level, Operation, Outcome, Reading, Reason, Verdict
+from memwarden.facts import Level, Reason
 from memwarden.judge import History, Judge, Lines
 from memwarden.judge.levels import GAP_S
 from memwarden.sense import Machine, SystemClock, identify, make_sensor
 from memwarden.sense.cgroup import find_cgroup
-from memwarden.units import MIB, format_bytes, format_ratio, parse_bytes, parse_ratio
+from memwarden.units import MIB, format_bytes, format_ratio, parse_bytes
+from memwarden.warden.cleanup import Cleanup
+from memwarden.warden.commands import COMMAND_S, obey
+from memwarden.warden.hooks import follow, unfollow
+from memwarden.warden.messenger import Messenger, Subscriber, running_loop
+from memwarden.warden.operations import OPERATION_S, Operations, Running, is_coroutine_function
+from memwarden.warden.words import disabled, in_words, nothing_done, reasons, unweighed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from queue import SimpleQueue
     from types import TracebackType
-    from typing import Any, Self, TypeVar
+    from typing import Any, Self
 
     from memwarden.act import Collections
     from memwarden.act.fence import Fence
     from memwarden.diagnose import Statistics
-    from memwarden.facts import Forecast, Limit, Trend
-    from memwarden.ports import Action, Clock, Sheddable
+    from memwarden.facts import Forecast, Limit, Operation, Outcome, Reading, Trend, Verdict
+    from memwarden.ports import Clock, Sheddable
     from memwarden.ports import Machine as MachinePort
 
     Callback = Callable[[Level, Level, Reading], None] | Callable[[Level, Level, Reading], Awaitable[None]]
-    F = TypeVar("F", bound=Callable[..., Any])
 
 # Before any growth was seen, growth at this rate is thought possible: what a Python loop that appends can do (32 to
 # 100 MiB/s on this decade's cores). It only decides how often a calm process is looked at.
@@ -53,14 +52,8 @@ ASSUMED_BYTES_PER_S = 32 * MIB
 LOOKS = 4
 # WARNING and above look at least so often.
 LONGEST_S = {Level.NORMAL: 3600.0, Level.WARNING: 1.0, Level.CRITICAL: 0.25, Level.EMERGENCY: 0.1}
-# While operations are in flight, and a moment longer, their peak is sampled at least so often: a thousand short ones a
-# second must not wake the loop a thousand times.
-OPERATION_S = 0.25
-BUSY_S = 1.0
 # Readings further apart than this many intervals were not meant to be: what happened between is unknown.
 GAP_INTERVALS = 2.5
-# A coroutine of a callback that takes longer is let go, so that the next callbacks get their turn.
-COROUTINE_S = 30.0
 # How old the last whole reading may be while a glance sees nothing move, and what counts as moving.
 STILL_S = 3.0
 STILL_BYTES = 4 * MIB
@@ -69,14 +62,7 @@ STILL_RATIO = 64
 FENCE_S = 0.05
 # Set by `memwarden run`, which moves the fence from outside and better.
 FENCED = "MEMWARDEN_FENCED"
-# The command slot of a black box on disk is looked at so often. The wake-up costs 60 to 75 us of CPU, the look
-# itself 0.6 us: below 0.01 % of one core.
-COMMAND_S = 1.0
-RECENT_OPERATIONS = 100
 RECENT_OUTCOMES = 100
-
-_running: weakref.WeakSet[Warden] = weakref.WeakSet()
-_hooked = False
 
 
 class Warden:
@@ -110,10 +96,9 @@ class Warden:
             setting_bytes=self.config.limit_bytes,
             setting_source=f"limit ({self.origins['limit_bytes']})",
         )
-        self._subscribers: list[_Subscriber] = []
+        self._subscribers: list[Subscriber] = []
         self._log: Any = None
-        self._need = Need()
-        self._registered: list[Action] = []
+        self._cleanup = Cleanup(self.config, machine=self._machine, clock=self._clock, rss_bytes=self._sensor.rss_bytes)
         self._begin_life()
 
     def _begin_life(self) -> None:
@@ -122,20 +107,20 @@ class Warden:
         self._ticking = False
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
-        self._messenger: _Messenger | None = None
+        self._messenger: Messenger | None = None
         self._judge = Judge(self._lines(), gap_s=max(GAP_S, GAP_INTERVALS * self.config.interval_s))
         self._history = History(self.config.window_s)
-        self.operations: deque[Operation] = deque(maxlen=RECENT_OPERATIONS)
+        self._measured = Operations(clock=self._clock, rss_bytes=self._sensor.rss_bytes)
+        self._in_flight = self._measured.in_flight
+        self.operations: deque[Operation] = self._measured.recent
         self.outcomes: deque[Outcome] = deque(maxlen=RECENT_OUTCOMES)
-        self._trim, self._collector = Trim(), Collect()
-        self._ladder = self._make_ladder()
+        self._ladder = self._cleanup.begin_life(self._lock, self.operations, self._history, self._judge)
+        self._collector = self._cleanup.collector
         self._verdict: Verdict | None = None
         self._acted_on = Level.NORMAL
         self._fence: Fence | None = None
         self._box: BlackBox | None = None
         self._box_pid = 0
-        self._in_flight: set[_Operation] = set()
-        self._busy_until_s = float("-inf")
         self._due_s = float("-inf")
         self._seen: tuple[int, int] | None = None
         self.ticks = 0
@@ -151,38 +136,6 @@ class Warden:
             dwell_s=config.dwell_s,
         )
 
-    def _make_ladder(self) -> Ladder:
-        lock, operations, history, judge = self._lock, self.operations, self._history, self._judge
-        machine = self._machine
-        keep_s = self.config.window_s / 2
-
-        def drop_operations() -> int:
-            held = len(operations)
-            operations.clear()
-            return held
-
-        def drop_snapshots() -> int:
-            with lock:
-                return history.forget_older(keep_s)
-
-        own: list[Action] = [
-            self._trim,
-            Drop(METRICS, drop=drop_operations, held=operations.__len__),
-            Drop(SNAPSHOTS, drop=drop_snapshots, held=lambda: history.older(keep_s)),
-        ]
-        if self.config.proactive_gc:
-            own.append(self._collector)
-        return Ladder(
-            [*own, *self._registered],
-            machine=self._machine,
-            clock=self._clock,
-            resident_bytes=self._sensor.rss_bytes,
-            gil_share=self.config.gc_share,
-            forked=lambda: machine.forked() or machine.has_forked_children(),
-            growth=lambda: judge.growth.bytes_per_s,
-            need=self._need,
-        )
-
     # --- life --------------------------------------------------------------------------------------------------
 
     def start(self) -> Self:
@@ -194,7 +147,7 @@ class Warden:
                 self._raise_fence()
                 self._tick(0.0)
                 self._start_thread()
-                _follow(self)
+                follow(self)
         return self
 
     def warm_up(self) -> Self:
@@ -300,7 +253,7 @@ class Warden:
         with self._lock:  # a callback may stop it while start() is not yet done
             thread, self._thread = self._thread, None
             self._wake.set()
-            _running.discard(self)
+            unfollow(self)
         return thread
 
     def _end_box(self, verdict: str) -> None:
@@ -367,33 +320,11 @@ class Warden:
         """Carry out a command that was left in the black box, and answer it there."""
         box = self._own_box()
         command = box.command() if box is not None else None
-        if box is None or command is None:
-            return
-        identity, verb = command
-        try:
-            text = self._obey(verb)
-        except Exception as error:  # noqa: BLE001  whoever asked is told, and the watch goes on
-            from memwarden.act.answer import complaint
-
-            text = complaint(verb, f"{type(error).__name__}: {error}")
-        with self._lock:
-            box.answer(identity, text)
-
-    def _obey(self, verb: str) -> str:
-        from memwarden.act.answer import answer, complaint
-
-        reason = f"asked for by `memwarden {verb}`"
-        if verb == "ping":
-            outcomes = []
-        elif verb == "gc":
-            outcomes = [self.collect(reason)]
-        elif verb == "cleanup":
-            outcomes = self.relieve(reason)
-        elif verb == "cleanup --all":
-            outcomes = self.emergency_cleanup(reason)
-        else:
-            return complaint(verb, "this version knows ping, gc, cleanup and cleanup --all")
-        return answer(verb, outcomes, self._tick(0.0))
+        if box is not None and command is not None:
+            identity, verb = command
+            text = obey(verb, self)
+            with self._lock:
+                box.answer(identity, text)
 
     def _look(self, late_s: float) -> None:
         """One round of the loop."""
@@ -443,7 +374,7 @@ class Warden:
         """Seconds until the next look: a quarter of what the fastest growth would need to use up the headroom."""
         config, verdict = self.config, self._verdict
         longest = config.interval_s
-        if self._in_flight or verdict is None or self._clock.monotonic() < self._busy_until_s:
+        if verdict is None or self._measured.busy():
             longest = min(longest, OPERATION_S)
         if verdict is not None:
             longest = min(longest, LONGEST_S[verdict.level], self._headroom_s(verdict.reading))
@@ -465,7 +396,7 @@ class Warden:
         """Read, weigh and record. One thread at a time; within itself (a signal handler, a finalizer) it is over."""
         with self._lock:
             if self._ticking:
-                return self._verdict if self._verdict is not None else _unweighed(self._sensor.read())
+                return self._verdict if self._verdict is not None else unweighed(self._sensor.read())
             self._ticking = True
             try:
                 old, verdict = self._verdict, self._weigh(self._read())
@@ -483,8 +414,7 @@ class Warden:
         """Everything that must come in the order of the ticks: black box, operations, messages to callbacks."""
         self.ticks += 1
         reading, box = verdict.reading, self._own_box()
-        for operation in tuple(self._in_flight):
-            operation.sample(reading.rss_bytes)
+        self._measured.sample(reading.rss_bytes)
         if box is not None:
             box.tick(
                 reading.unix_s, reading.monotonic_s, reading.rss_bytes, reading.used_bytes, reading.limit_bytes,
@@ -520,8 +450,8 @@ class Warden:
             return
         why = self._collector.wanted(verdict.reading.pressure_ratio)
         if why:
-            if self._ladder.due(self._trim):  # or what it returns would be put down to the collection
-                self._report(self._ladder.apply(self._trim, "before a collection"))
+            if self._ladder.due(self._cleanup.trim):  # or what it returns would be put down to the collection
+                self._report(self._ladder.apply(self._cleanup.trim, "before a collection"))
             self._report(self._ladder.apply(self._collector, f"periodic check: {why}"))
 
     def _ratio(self, verdict: Verdict) -> float | None:
@@ -563,7 +493,7 @@ class Warden:
             return
         reading, box = verdict.reading, self._own_box()
         if box is not None:
-            text = f"{old.name} -> {verdict.level.name}: {_why(verdict)}"
+            text = f"{old.name} -> {verdict.level.name}: {reasons(verdict)}"
             box.event(reading.unix_s, reading.monotonic_s, "level", text)
         for subscriber in tuple(self._subscribers):
             try:
@@ -576,13 +506,13 @@ class Warden:
         reading = verdict.reading
         (self._log.warning if verdict.level > old else self._log.info)(
             "memory %s -> %s: %s of %s (%s): %s", old.name, verdict.level.name, format_bytes(reading.used_bytes),
-            format_bytes(reading.limit_bytes), format_ratio(reading.usage_ratio), _why(verdict),
+            format_bytes(reading.limit_bytes), format_ratio(reading.usage_ratio), reasons(verdict),
         )  # fmt: skip
 
-    def _need_messenger(self) -> _Messenger:
+    def _need_messenger(self) -> Messenger:
         if self._messenger is None:
             self._need_log()
-            self._messenger = _Messenger(self._log)
+            self._messenger = Messenger(self._log)
         return self._messenger
 
     # --- what a user asks --------------------------------------------------------------------------------------
@@ -593,7 +523,7 @@ class Warden:
         found = self._verdict
         if found is not None and self._thread is not None:
             return found
-        return self._tick(0.0) if self.config.enabled else _disabled(self._clock)
+        return self._tick(0.0) if self.config.enabled else disabled(self._clock)
 
     @property
     def reading(self) -> Reading:
@@ -684,7 +614,7 @@ class Warden:
         on an event loop, which must not stand still.
         """
         if not self.config.enabled:
-            return _disabled(self._clock)
+            return disabled(self._clock)
         self._need_log()
         verdict = self._tick(0.0)
         if operation is not None:
@@ -695,7 +625,7 @@ class Warden:
             )  # fmt: skip
         if self._thread is not None:
             self._hurry()
-        elif _running_loop() is None:
+        elif running_loop() is None:
             self._act(verdict)
         return verdict
 
@@ -713,7 +643,7 @@ class Warden:
         """
         if is_coroutine_function(callback):
             import asyncio  # noqa: F401  now, and not in an emergency: 11 MiB
-        entry = _Subscriber(callback, _running_loop())
+        entry = Subscriber(callback, "on_change")
         self._subscribers.append(entry)
         if self._thread is not None:
             with self._lock:
@@ -725,18 +655,25 @@ class Warden:
 
         return take_back
 
-    def operation(self, name: str) -> _Operation:
+    def operation(self, name: str) -> Running:
         """Measure an operation: with-statement, `async with`, or decorator of a function or coroutine function.
 
         Its `.result` has before, after, difference, sampled peak and duration. Resident memory belongs to the whole
         process: where other operations ran meanwhile the result says `overlapped`.
         """
-        return _Operation(self, name)
+        return Running(self, name)
+
+    def _begin(self, operation: Running) -> None:
+        self._measured.begin(operation, self._own_box())
+        self._hurry()
+
+    def _end(self, operation: Running, *, failed: bool) -> Operation:
+        return self._measured.end(operation, self._own_box(), failed=failed)
 
     def collect(self, reason: str = "asked for") -> Outcome:
         """Run a full garbage collection now, measured. Stops every Python thread while it runs."""
         if not self.config.enabled:
-            return _nothing_done("collect", reason, self._clock)
+            return nothing_done("collect", reason, self._clock)
         return self._report(self._ladder.apply(self._collector, reason))
 
     @property
@@ -761,42 +698,14 @@ class Warden:
         60, others 50. `tag` is "metrics" or "snapshots" for records of that kind: they go with those of memwarden.
         Raises ConfigError.
         """
-        if not callable(function) or not isinstance(name, str) or not name.strip():
-            raise ConfigError(f"{name!r} is no strategy", where="add_strategy", mend="give a name and a function")
-        if tag is not None and tag not in TAGS:
-            raise ConfigError(f"there is no tag {tag!r}", where="tag", mend=f"write one of {', '.join(TAGS)}")
-        usual_priority, usual_above = TAGS[tag] if tag is not None else (OWN_PRIORITY, OWN_ABOVE)
-        return self._register(
-            Strategy(
-                name.strip(),
-                function,
-                priority=usual_priority if priority is None else int(priority),
-                above=usual_above if above is None else parse_ratio(above, where="above"),
-            )
-        )
+        return self._cleanup.add_strategy(name, function, priority=priority, above=above, tag=tag)
 
     def add_sheddable(self, sheddable: Sheddable) -> Callable[[], None]:
         """Have a cache or a pool shed in cleanups, in slices of 5 ms; returns what takes it back. It is held weakly.
 
         It is asked in a thread of its own and let go as a strategy is. Raises ConfigError.
         """
-        if not callable(getattr(sheddable, "shed", None)) or not hasattr(sheddable, "held_bytes"):
-            what = f"a {type(sheddable).__name__} cannot shed"
-            raise ConfigError(what, where="add_sheddable", mend="it needs name, held_bytes and shed(size_bytes)")
-        return self._register(Shed(sheddable, need=self._need, clock=self._clock))
-
-    def _register(self, action: Action) -> Callable[[], None]:
-        with self._lock:
-            self._ladder.add(action)
-            self._registered.append(action)
-
-        def take_back() -> None:
-            with self._lock:
-                if action in self._registered:
-                    self._registered.remove(action)
-                    self._ladder.remove(action)
-
-        return take_back
+        return self._cleanup.add_sheddable(sheddable)
 
     def relieve(self, reason: str = "asked for", *, enough: Callable[[], bool] | None = None) -> list[Outcome]:
         """Run what is due of the actions, in order of priority, until it is `enough`: below CRITICAL, if not said."""
@@ -835,7 +744,7 @@ class Warden:
         """A finding about our own collections: told once for a row of them."""
         text = f"{words}; the next one rests for up to ten minutes"
         self._log.warning("%s", text)
-        self.outcomes.append(_nothing_done("collect", "alert", self._clock, why=text))
+        self.outcomes.append(nothing_done("collect", "alert", self._clock, why=text))
         with self._lock:
             box = self._own_box()
             if box is not None:
@@ -844,7 +753,7 @@ class Warden:
     def _write_down(self, outcome: Outcome) -> None:
         self._need_log()
         self.outcomes.append(outcome)
-        words = _say(outcome)
+        words = in_words(outcome)
         (self._log.warning if outcome.error else self._log.info)("%s", words)
         with self._lock:
             box = self._own_box()
@@ -854,226 +763,9 @@ class Warden:
                     after_bytes=outcome.after_bytes, duration_s=outcome.duration_s,
                 )  # fmt: skip
 
-    # --- operations --------------------------------------------------------------------------------------------
-
-    def _begin(self, operation: _Operation) -> None:
-        self._in_flight.add(operation)  # before looking for others: of two that begin together one must see the other
-        if len(self._in_flight) > 1:
-            for each in tuple(self._in_flight):
-                each.overlapped = True
-        operation.start_s = self._clock.monotonic()
-        operation.before_bytes = self._sensor.rss_bytes()
-        operation.sample(operation.before_bytes)
-        box = operation.box = self._own_box()
-        if box is not None:
-            operation.slot = box.begin(
-                self._clock.wall(), operation.start_s, operation.name, operation.before_bytes, threading.get_ident()
-            )
-        self._hurry()
-
-    def _end(self, operation: _Operation, *, failed: bool) -> Operation:
-        after = self._sensor.rss_bytes()
-        operation.sample(after)
-        self._in_flight.discard(operation)
-        now_s = self._clock.monotonic()
-        self._busy_until_s = now_s + BUSY_S
-        if operation.box is not None and operation.box is self._own_box():
-            operation.box.end(operation.slot)
-        operation.box = None
-        found = Operation(
-            name=operation.name,
-            before_bytes=operation.before_bytes,
-            after_bytes=after,
-            peak_bytes=operation.peak_bytes,
-            duration_s=now_s - operation.start_s,
-            samples=operation.samples,
-            overlapped=operation.overlapped,
-            failed=failed,
-        )
-        self.operations.append(found)
-        return found
-
-
-class _Operation:
-    """One use of `Warden.operation`; as a decorator it makes a fresh one for every call."""
-
-    __slots__ = (
-        "before_bytes",
-        "box",
-        "name",
-        "overlapped",
-        "peak_bytes",
-        "result",
-        "samples",
-        "slot",
-        "start_s",
-        "warden",
-    )
-
-    def __init__(self, warden: Warden, name: str) -> None:
-        self.warden = warden
-        self.name = str(name)
-        self.result: Operation | None = None
-        self._reset()
-
-    def _reset(self) -> None:
-        self.before_bytes: int | None = None
-        self.peak_bytes: int | None = None
-        self.samples = 0
-        self.overlapped = False
-        self.box: BlackBox | None = None
-        self.slot: int | None = None
-        self.start_s = 0.0
-
-    def sample(self, rss_bytes: int | None) -> None:
-        """One look at resident memory while it is in flight."""
-        if rss_bytes is not None:
-            self.samples += 1
-            if self.peak_bytes is None or rss_bytes > self.peak_bytes:
-                self.peak_bytes = rss_bytes
-
-    def __enter__(self) -> Self:
-        self._reset()
-        if self.warden.config.enabled:
-            self.warden._begin(self)  # noqa: SLF001  one class in two halves
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        failed = kind is not None
-        enabled = self.warden.config.enabled
-        self.result = self.warden._end(self, failed=failed) if enabled else _unmeasured(self.name, failed=failed)  # noqa: SLF001
-
-    async def __aenter__(self) -> Self:
-        return self.__enter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        self.__exit__(kind, error, at)
-
-    def __call__(self, function: F) -> F:
-        return _wrap(self.warden, self.name, function)
-
-
-def _wrap(warden: Warden, name: str, function: F) -> F:
-    from functools import wraps
-
-    if is_coroutine_function(function):
-
-        @wraps(function)
-        async def measured_async(*args: Any, **kwargs: Any) -> Any:
-            with warden.operation(name):
-                return await function(*args, **kwargs)
-
-        return measured_async  # type: ignore[return-value]  # the same signature by construction
-
-    @wraps(function)
-    def measured(*args: Any, **kwargs: Any) -> Any:
-        with warden.operation(name):
-            return function(*args, **kwargs)
-
-    return measured  # type: ignore[return-value]  # the same signature by construction
-
-
-def is_coroutine_function(function: Any) -> bool:
-    """CO_COROUTINE, as inspect.iscoroutinefunction tests it; inspect itself would cost 1.4 MiB."""
-    code = getattr(getattr(function, "__func__", function), "__code__", None)
-    return bool(getattr(code, "co_flags", 0) & 0x80)
-
-
-class _Subscriber:
-    """A callback of `on_change`, and the event loop that ran when it was given."""
-
-    __slots__ = ("callback", "loop")
-
-    def __init__(self, callback: Callback, loop: Any) -> None:
-        self.callback = callback
-        self.loop = loop
-
-
-class _Messenger:
-    """A thread that runs callbacks in order, so that one that hangs does not blind the watch."""
-
-    def __init__(self, log: Any) -> None:
-        from queue import SimpleQueue
-
-        self._log = log
-        self._queue: SimpleQueue[tuple[_Subscriber, tuple[Level, Level, Reading]] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="memwarden-callbacks", daemon=True)
-        self._thread.start()
-
-    def send(self, subscriber: _Subscriber, change: tuple[Level, Level, Reading]) -> None:
-        """Have it called soon."""
-        self._queue.put((subscriber, change))
-
-    def end(self) -> None:
-        """End after what is still to be run."""
-        self._queue.put(None)
-
-    def stop(self) -> None:
-        """Run what is still to be run, for at most five seconds, and end."""
-        self.end()
-        if self._thread is not threading.current_thread():
-            self._thread.join(timeout=5.0)
-
-    def _run(self) -> None:
-        while (message := self._queue.get()) is not None:
-            subscriber, change = message
-            try:
-                found = subscriber.callback(*change)
-                if found is not None and hasattr(found, "__await__"):
-                    _run_coroutine(found, subscriber.loop)
-            except Exception:  # noqa: BLE001  a user's callback may raise anything
-                self._log.exception("a callback of on_change failed; the watch goes on")
-            del subscriber, change, message
-
-
-def _run_coroutine(coroutine: Any, loop: Any) -> None:
-    """On the event loop that was running when the callback was given, else on one of its own."""
-    import asyncio
-
-    if loop is None or not loop.is_running():
-        asyncio.run(coroutine)
-        return
-    try:
-        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
-    except RuntimeError:  # it was closed just now
-        coroutine.close()
-        raise
-    future.result(timeout=COROUTINE_S)
-
-
-def _running_loop() -> Any:
-    asyncio = sys.modules.get("asyncio")  # nobody runs a loop who has not imported it
-    if asyncio is None:
-        return None
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
 
 def _is_forced(verdict: Verdict) -> bool:
     return any(reason.code == "forced" for reason in verdict.reasons)
-
-
-def _say(outcome: Outcome) -> str:
-    if outcome.skipped:
-        return f"{outcome.action} left out: {outcome.skipped}"
-    if outcome.error:
-        return f"{outcome.action} failed: {outcome.error}"
-    freed = outcome.freed_bytes
-    if freed is None:
-        result = "an unknown amount freed"
-    elif freed >= 0:
-        result = f"{format_bytes(freed)} freed"
-    else:
-        result = f"nothing freed, {format_bytes(-freed)} more in use meanwhile"
-    return f"{outcome.action} ({outcome.reason}): {result} in {outcome.duration_s * 1000:.0f} ms"
-
-
-def _why(verdict: Verdict) -> str:
-    return "; ".join(reason.text for reason in verdict.reasons) or "below every line"
 
 
 def _place_of(reading: Reading) -> tuple[int | None, str, int | None]:
@@ -1083,63 +775,3 @@ def _place_of(reading: Reading) -> tuple[int | None, str, int | None]:
 
 def _never() -> bool:
     return False
-
-
-def _unweighed(reading: Reading) -> Verdict:
-    reason = Reason(code="unknown", text="the first reading is still being weighed")
-    return Verdict(level=Level.NORMAL, since_s=reading.monotonic_s, reading=reading, reasons=(reason,))
-
-
-def _unmeasured(name: str, *, failed: bool) -> Operation:
-    return Operation(
-        name=name, before_bytes=None, after_bytes=None, peak_bytes=None, duration_s=0.0, samples=0, overlapped=False,
-        failed=failed,
-    )  # fmt: skip
-
-
-def _nothing_done(action: str, reason: str, clock: Clock, *, why: str = "memwarden is switched off") -> Outcome:
-    return Outcome(
-        action=action, reason=reason, before_bytes=None, after_bytes=None, duration_s=0.0, unix_s=clock.wall(),
-        skipped=why,
-    )  # fmt: skip
-
-
-def _disabled(clock: Clock) -> Verdict:
-    reading = Reading(
-        monotonic_s=clock.monotonic(),
-        unix_s=clock.wall(),
-        pid=os.getpid(),
-        rss_bytes=None,
-        used_bytes=None,
-        used_low_bytes=None,
-        limit_bytes=None,
-        limit_source="memwarden is switched off",
-    )
-    reason = Reason(code="disabled", text="memwarden is switched off")
-    return Verdict(level=Level.NORMAL, since_s=reading.monotonic_s, reading=reading, reasons=(reason,))
-
-
-def _follow(warden: Warden) -> None:
-    """A forked child gets a loop of its own (gunicorn --preload, multiprocessing): threads do not survive a fork.
-
-    And at interpreter exit every running one says goodbye. One pair of hooks per process, for all of them.
-    """
-    global _hooked  # noqa: PLW0603  a hook of os.register_at_fork cannot be taken back
-    _running.add(warden)
-    if not _hooked:
-        import atexit
-
-        if hasattr(os, "register_at_fork"):  # Windows has no fork
-            os.register_at_fork(after_in_child=_restart_in_child)
-        atexit.register(_say_goodbye)
-        _hooked = True
-
-
-def _restart_in_child() -> None:
-    for warden in tuple(_running):
-        warden._after_fork()  # noqa: SLF001
-
-
-def _say_goodbye() -> None:
-    for warden in tuple(_running):
-        warden._goodbye()  # noqa: SLF001
