@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from memwarden import ConfigError, Level, Warden
 from memwarden.testing import FakeClock, FakeMachine, reading
-from tests.warden.conftest import MIB, PATIENCE_S, box_of
+from tests.warden.conftest import MIB, PATIENCE_S, Stage, box_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from memwarden.facts import Reading
-    from tests.warden.conftest import Heard, Stage
+    from tests.warden.conftest import Heard
 
 N, W, C, E = Level.NORMAL, Level.WARNING, Level.CRITICAL, Level.EMERGENCY
 
@@ -188,6 +188,12 @@ def test_a_late_tick_says_how_late(stage: Stage) -> None:
     assert [round(tick.late_s, 3) for tick in box_of(warden).ticks] == [0, 0, 0, 1.9, 0, 0, 0]
 
 
+MEMINFO = (
+    "MemTotal: {total} kB\nMemFree: {free} kB\nMemAvailable: {free} kB\nBuffers: 0 kB\nCached: 0 kB\n"
+    "Shmem: 0 kB\nSReclaimable: 0 kB\nSwapTotal: 0 kB\nSwapFree: 0 kB\n"
+)
+
+
 def test_a_still_process_costs_a_glance_which_is_recorded_and_what_moves_is_read_whole(stage: Stage) -> None:
     warden = stage.warden(interval=1)
     whole: list[float] = []
@@ -203,6 +209,31 @@ def test_a_still_process_costs_a_glance_which_is_recorded_and_what_moves_is_read
     ticks = box_of(warden).ticks
     assert len(ticks) == warden.ticks == 13
     assert [tick.used_bytes == 256 * MIB for tick in ticks] == [False] * 8 + [True] * 5
+
+
+@pytest.mark.parametrize(("total_mib", "free_mib", "seen_at"), [(8192, 6000, 3), (256, 100, 1)])
+def test_the_whole_machine_is_counted_as_often_as_its_headroom_asks_for(
+    total_mib: int, free_mib: int, seen_at: int
+) -> None:
+    """No limit of its own, and others take 10 MiB after the first look."""
+    with FakeMachine(limit_bytes=None, used_bytes=50 * MIB) as machine:
+        stage = Stage(machine)
+
+        def available(mib: int) -> None:
+            machine.write("/proc/meminfo", MEMINFO.format(total=total_mib << 10, free=mib << 10))
+
+        available(free_mib)
+        warden = stage.warden(interval=1, relieve=False)
+
+        def on_wait(number: int) -> None:
+            if number == 1:
+                available(free_mib - 10)
+
+        stage.run(warden, 6, on_wait)
+        before = (total_mib - free_mib) * MIB
+        used = [tick.used_bytes for tick in box_of(warden).ticks]
+        assert used == [before] * seen_at + [before + 10 * MIB] * (7 - seen_at)
+        stage.close()
 
 
 # --- callbacks -----------------------------------------------------------------------------------------------------

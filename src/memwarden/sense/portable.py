@@ -102,10 +102,12 @@ class PortableSensor:
         except psutil.Error:
             return None
 
-    def glance(self) -> tuple[int | None, int | None]:
-        """(resident bytes, bytes that count against the limit)."""
+    def glance(self, *, thrifty: bool = False) -> tuple[int | None, int | None]:
+        """(resident bytes, bytes that count against the limit; None instead of the machine's where thrifty)."""
         rss = self.rss_bytes()
-        return rss, self._used_of_machine()[0] if self.place.limit.scope == "machine" else rss
+        if self.place.limit.scope != "machine":
+            return rss, rss
+        return rss, None if thrifty else self._used_of_machine()[0]
 
     def tick(self) -> tuple[int | None, int | None, int | None, int | None]:
         """(resident bytes, None, None, None): there is no container here and no PSI."""

@@ -181,16 +181,19 @@ class Sensor:
         some, full = self._stalls()
         return self.rss_bytes(), self._usage.value() if self._usage is not None else None, some, full
 
-    def glance(self) -> tuple[int | None, int | None]:
+    def glance(self, *, thrifty: bool = False) -> tuple[int | None, int | None]:
         """(resident bytes, raw bytes that count against the limit): has anything moved since the last reading?
 
         Raw: a container's usage with its cache, the machine without its available memory, else resident bytes.
+        Thrifty: None instead of the machine's, which cost eight times as much as the rest.
         """
         rss, scope = self.rss_bytes(), self.place.limit.scope
         if scope == "container":
             return rss, self._usage.value() if self._usage is not None else None
         if scope == "process":
             return rss, rss
+        if thrifty:
+            return rss, None
         try:
             total, _, available, _ = parse.memory_head(self._meminfo.read())
         except OSError:

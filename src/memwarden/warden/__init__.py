@@ -123,6 +123,7 @@ class Warden:
         self._box_pid = 0
         self._due_s = float("-inf")
         self._seen: tuple[int, int] | None = None
+        self._moved, self._count_due_s = 0, float("-inf")
         self.ticks = 0
         self.errors = 0
 
@@ -343,7 +344,8 @@ class Warden:
     def _is_still(self, late_s: float) -> bool:
         """Whether nothing moved since the last whole reading, which is young: then a glance is enough, and recorded.
 
-        It costs a third of a tick. What moved less (4 MiB resident, a sixty-fourth of the headroom) is seen 3 s later.
+        It costs a tenth of a tick. What moved less (4 MiB resident, a sixty-fourth of the headroom) is seen 3 s later.
+        The whole machine's use is looked at only as often as its headroom asks for, and is as old in the record.
         """
         verdict, seen = self._verdict, self._seen
         if verdict is None or seen is None or verdict.level or self._in_flight or self.config.pressure_file is not None:
@@ -351,14 +353,17 @@ class Warden:
         now_s, reading = self._clock.monotonic(), verdict.reading
         if now_s - reading.monotonic_s >= STILL_S or reading.headroom_bytes is None or reading.used_bytes is None:
             return False
-        now = self._glance()
-        if now is None:
+        thrifty = now_s < self._count_due_s
+        rss, counted = self._sensor.glance(thrifty=thrifty)
+        if rss is None or (counted is None and not thrifty):
             return False
-        rss, counted = now
-        moved, most = counted - seen[1], reading.headroom_bytes / STILL_RATIO
-        if abs(moved) > most or abs(rss - seen[0]) > min(STILL_BYTES, most):
+        most = reading.headroom_bytes / STILL_RATIO
+        if counted is not None:
+            self._moved = counted - seen[1]
+            self._count_due_s = now_s + self._headroom_s(reading)
+        if abs(self._moved) > most or abs(rss - seen[0]) > min(STILL_BYTES, most):
             return False
-        used = max(0, reading.used_bytes + moved)
+        used = max(0, reading.used_bytes + self._moved)
         with self._lock:  # the black box has one writer at a time
             self.ticks += 1
             box = self._own_box()
@@ -366,7 +371,10 @@ class Warden:
                 box.tick(self._clock.wall(), now_s, rss, used, reading.limit_bytes, 0, late_s)
         return True
 
-    def _glance(self) -> tuple[int, int] | None:
+    def _glance(self, verdict: Verdict) -> tuple[int, int] | None:
+        """What the next looks are compared with."""
+        reading = verdict.reading
+        self._moved, self._count_due_s = 0, reading.monotonic_s + self._headroom_s(reading)
         rss, counted = self._sensor.glance()
         return (rss, counted) if rss is not None and counted is not None else None
 
@@ -401,7 +409,7 @@ class Warden:
             try:
                 old, verdict = self._verdict, self._weigh(self._read())
                 self._verdict = verdict
-                self._seen = self._glance()
+                self._seen = self._glance(verdict)
                 self._record(old, verdict, late_s)
             finally:
                 self._ticking = False
