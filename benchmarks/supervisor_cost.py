@@ -25,6 +25,8 @@ SETTLE_S, WINDOW_S = 3.0, 12.0
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _CALM = ["sleep", "600"]
 # A sawtooth close below its limit: the fastest pace that the supervisor knows.
+# What no supervisor in Python can be cheaper than: it wakes as often and does nothing.
+_EMPTY = "import signal\nwhile True: signal.sigtimedwait([signal.SIGUSR1], {:f})"
 _TIGHT = """
 import time
 held = bytearray(b"x") * (20 << 20)
@@ -55,6 +57,7 @@ def main() -> list[Figure]:
             after = cpu_ns(pid), wakes(pid), time.monotonic_ns()
             burned, woke, passed = (new - old for new, old in zip(after, before, strict=True))
             paced = f"{woke * 1e9 / passed:.1f} wake-ups a second, {burned / max(1, woke) / 1000:.0f} us each"
+            paced += f"; waking as often for nothing {_idle(passed / max(1, woke) / 1e9):.3f} %"
             figures += [
                 Figure(
                     f"supervisor, {name}: share of a core",
@@ -66,6 +69,17 @@ def main() -> list[Figure]:
                 Figure(f"supervisor, {name}: resident", rss_mib(pid), " MiB", at_most=14.0, beside=bare()),
             ]
     return figures
+
+
+def _idle(every_s: float) -> float:
+    """Per cent of a core that a bare interpreter burns by waking so often."""
+    with subprocess.Popen([sys.executable, "-I", "-S", "-c", _EMPTY.format(every_s)]) as process:
+        time.sleep(1.0)  # it has started
+        before = cpu_ns(process.pid), time.monotonic_ns()
+        time.sleep(WINDOW_S / 2)  # the window
+        share = 100 * (cpu_ns(process.pid) - before[0]) / (time.monotonic_ns() - before[1])
+        process.kill()
+    return share
 
 
 @contextmanager

@@ -292,10 +292,10 @@ class TreeFence:
         """Whether all were found exempt, and none has become another program since: then nothing else is read."""
         if not self.exempts_all:
             return False
-        for member in members:
-            if member.look() and member.is_changed(now_s):
-                self._judge(member)
-        return self.exempts_all
+        changed = [member for member in members if member.look() and member.is_changed(now_s)]
+        for member in changed:
+            self._judge(member)
+        return not changed or self.exempts_all
 
     def _known(self, pids: Iterable[int]) -> list[Member]:
         """The processes; those that are gone are forgotten."""

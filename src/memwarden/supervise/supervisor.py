@@ -258,7 +258,10 @@ class Life:
         self._pace = Pace()
         limit, _ = supervisor.limit
         self._fence = self._set_fence()
-        self._brake = self._set_brake(limit) if self._fence is None else None
+        self._brake: Brake | None = None
+        self._may_brake = True
+        if self._fence is None:
+            self._set_brake(limit)
         kills.begin()  # before the start: a kill can come right after it
         self._started_s = supervisor.now_s()  # before: it may have run for a while when we run again
         self._pid = launch.start(fence_bytes=self._fence.first_bytes() if self._fence is not None else None)
@@ -296,15 +299,16 @@ class Life:
 
     def _move_fence(self, fence: TreeFence, look: Look, limit: int | None) -> None:
         fence.move(look.pids, look.at_s)
-        if self._brake is None and fence.exempts_all:
-            self._brake = self._set_brake(limit)
+        if self._may_brake and fence.exempts_all:
+            self._set_brake(limit)
         self._next_look_s = min(self._next_look_s, look.at_s + fence.interval_s)
 
-    def _set_brake(self, limit_bytes: int | None) -> Brake | None:
-        if limit_bytes is None or self._cgroup is None:
-            return None
-        brake = Brake(limit_bytes, brake_s=self._boss.settings.brake_s)
-        return brake if self._cgroup.set_alarm(brake.line_bytes) else None
+    def _set_brake(self, limit_bytes: int | None) -> None:
+        """Set the alarm line, once: v1 has none."""
+        self._may_brake = False
+        if limit_bytes is not None and self._cgroup is not None:
+            brake = Brake(limit_bytes, brake_s=self._boss.settings.brake_s)
+            self._brake = brake if self._cgroup.set_alarm(brake.line_bytes) else None
 
     # --- the loop ----------------------------------------------------------------------------------------
 
