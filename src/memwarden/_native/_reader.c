@@ -1,6 +1,10 @@
-/* One whole number of a kept-open file of /proc or /sys: the C twin of memwarden.sense.source.NumberFile.
+/* The two things that a guarded process does most often, as C twins of Python classes.
 
-   The same meaning as the Python class, at 0.55 us a reading instead of 1.1; the rest of the cost is the kernel's.
+   NumberFile: one whole number of a kept-open file of /proc or /sys (memwarden.sense.source.NumberFile).
+   Deadline: `check()` that looks at the clock and nearly always returns (memwarden.act.breaker.Deadline).
+
+   NumberFile has the same meaning as the Python class, at 0.55 us a reading instead of 1.1; the rest of the cost is
+   the kernel's.
 
    - The GIL is kept during the pread: giving it up and taking it again cost more (659 ns) than the whole reading
      does with it (566 ns). It is kept during a re-open too, which makes a reading atomic to the other threads.
@@ -23,6 +27,7 @@
 #include <stddef.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #ifdef Py_GIL_DISABLED
@@ -288,6 +293,63 @@ static PyType_Spec number_file_spec = {
     .slots = number_file_slots,
 };
 
+/* The base of a class that has `_check_slowly()`. No tp_new and no tp_dealloc: those of object serve, and Python
+   classes below it bring their dictionary and their part in garbage collection along. */
+typedef struct {
+    PyObject_HEAD
+    double fast_until_s;
+} Deadline;
+
+static PyObject *
+deadline_check(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    struct timespec now; /* the clock of time.monotonic() */
+    if (clock_gettime(CLOCK_MONOTONIC, &now) == 0 &&
+        (double)now.tv_sec + 1e-9 * (double)now.tv_nsec < ((Deadline *)op)->fast_until_s) {
+        Py_RETURN_NONE;
+    }
+    return PyObject_CallMethod(op, "_check_slowly", NULL);
+}
+
+static PyMethodDef deadline_methods[] = {
+    {"check", deadline_check, METH_NOARGS,
+     "Raise MemoryPressureError where there is no room. Nearly always one look at the clock.\n\n"
+     "Relieves before it refuses, for at most half a second; on an event loop it does not wait for that:\n"
+     "`check_async` does."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef deadline_members[] = {
+    {"_fast_until_s", T_DOUBLE, offsetof(Deadline, fast_until_s), 0, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot deadline_slots[] = {
+    {Py_tp_doc, "Something to be checked, and until when (monotonic seconds) it is known to be well."},
+    {Py_tp_methods, deadline_methods},
+    {Py_tp_members, deadline_members},
+    {0, NULL},
+};
+
+static PyType_Spec deadline_spec = {
+    .name = "memwarden._native._reader.Deadline",
+    .basicsize = sizeof(Deadline),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = deadline_slots,
+};
+
+static int
+add_type(PyObject *module, PyType_Spec *spec)
+{
+    PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
+    if (type == NULL) {
+        return -1;
+    }
+    int failed = PyModule_AddType(module, (PyTypeObject *)type);
+    Py_DECREF(type);
+    return failed;
+}
+
 static int
 reader_exec(PyObject *module)
 {
@@ -296,13 +358,7 @@ reader_exec(PyObject *module)
         PyErr_SetString(PyExc_ImportError, "no fork handler could be installed: the pure reader is used");
         return -1;
     }
-    PyObject *type = PyType_FromModuleAndSpec(module, &number_file_spec, NULL);
-    if (type == NULL) {
-        return -1;
-    }
-    int failed = PyModule_AddType(module, (PyTypeObject *)type);
-    Py_DECREF(type);
-    return failed;
+    return add_type(module, &number_file_spec) < 0 || add_type(module, &deadline_spec) < 0 ? -1 : 0;
 }
 
 static PyModuleDef_Slot reader_slots[] = {
@@ -316,7 +372,7 @@ static PyModuleDef_Slot reader_slots[] = {
 static struct PyModuleDef reader_module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "_reader",
-    .m_doc = "Numbers of kept-open files: the C twin of memwarden.sense.source.NumberFile.",
+    .m_doc = "C twins: NumberFile of memwarden.sense.source, Deadline of memwarden.act.breaker.",
     .m_size = 0,
     .m_slots = reader_slots,
 };

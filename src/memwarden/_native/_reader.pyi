@@ -1,5 +1,9 @@
 from typing import final
 
+class Deadline:
+    _fast_until_s: float
+    def check(self) -> None: ...
+
 @final
 class NumberFile:
     @property
