@@ -217,7 +217,10 @@ def _fastest() -> Any:
         return Deadline
 
 
-_Base = Deadline if TYPE_CHECKING else _fastest()
+if TYPE_CHECKING:
+    _Base = Deadline
+else:
+    _Base = _fastest()
 
 
 class Circuit(_Base):
