@@ -578,7 +578,8 @@ class Warden:
             network = network_file_system(self._machine.read("/proc/self/mountinfo"), os.path.realpath(folder))
         except OSError:
             network = ""
-        self._leader = Leader(folder, name_of(cgroup), alone=f"{folder} is on {network}" if network else "")
+        name = name_of(self._machine.path(cgroup) if cgroup else None)
+        self._leader = Leader(folder, name, alone=f"{folder} is on {network}" if network else "")
         self._lead()
 
     def _lead(self) -> None:
