@@ -185,6 +185,8 @@ class Warden:
         self._need_log()
         self._machine.trim()
         self._machine.forked()
+        if self._findings is not None:
+            self._findings.warm_up()
         if self._subscribers:
             self._need_messenger()
         return self

@@ -80,6 +80,12 @@ class Findings:
         self._spikes_untold = 0
         self.leak = Leak(stage="quiet", reason="no sample yet")
 
+    @staticmethod
+    def warm_up() -> None:
+        """Import what the judges need now: a process that forks in the middle of an import cannot import it again."""
+        from memwarden.judge import advise, leakwatch, trend  # noqa: F401
+        from memwarden.warden import notices  # noqa: F401
+
     def sample(self, reading: Reading, *, calm: bool = True) -> list[Finding]:
         """Take in a whole reading; what there is to tell by now."""
         now_s, rss = reading.monotonic_s, reading.rss_bytes
