@@ -30,7 +30,7 @@ FORBIDDEN = frozenset(
 AT_START = frozenset({"ctypes", "logging"})
 CORE = (
     "errors", "units", "facts", "clock", "ports", "config", "blackbox", "leader", "budget",
-    "sense", "judge", "act", "diagnose", "warden", "breaker", "monitor", "supervise",
+    "sense", "judge", "act", "diagnose", "findings", "warden", "breaker", "monitor", "supervise",
 )  # fmt: skip
 
 _PROGRAM = f"""

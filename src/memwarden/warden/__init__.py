@@ -10,6 +10,7 @@ Reading `.level`, `.verdict` and `.reading` takes no lock and no reading: one at
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -18,13 +19,13 @@ from collections import deque
 from memwarden import config as settings
 from memwarden.blackbox import BlackBox, directory
 from memwarden.facts import Level, Reason
+from memwarden.findings import Findings
 from memwarden.judge import History, Judge, Lines
 from memwarden.judge.levels import GAP_S
 from memwarden.sense import Machine, SystemClock, identify, make_sensor
 from memwarden.sense.cgroup import find_cgroup
 from memwarden.units import MIB, format_bytes, format_ratio, parse_bytes
 from memwarden.warden.cleanup import Cleanup
-from memwarden.warden.findings import Findings
 from memwarden.warden.hooks import follow, unfollow
 from memwarden.warden.messenger import Messenger, Subscriber, running_loop
 from memwarden.warden.operations import OPERATION_S, Operations, Running, is_coroutine_function
@@ -154,13 +155,25 @@ class Warden:
 
     def _make_findings(self) -> Findings:
         config = self.config
+        machine, declared, work = self._machine, self._cleanup.declared_bytes, self._measured.work
+
+        def columns() -> dict[str, float | None]:
+            generations = gc.get_stats()
+            return {
+                "python_blocks": machine.python_blocks(),
+                "native_in_use_bytes": machine.native_in_use_bytes(),
+                "declared_cache_bytes": declared(),
+                "work_done": work(),
+                "gc_collected": sum(each["collected"] for each in generations),
+                "gc_uncollectable": sum(each["uncollectable"] for each in generations),
+            }
+
         return Findings(
-            machine=self._machine,
             clock=self._clock,
+            pid=os.getpid(),
             leak_s=max(config.leak_interval_s, config.interval_s),
             window_s=config.window_s,
-            work=self._measured.work,
-            declared=self._cleanup.declared_bytes,
+            columns=columns,
         )
 
     # --- life --------------------------------------------------------------------------------------------------
@@ -186,6 +199,8 @@ class Warden:
         self._machine.trim()
         self._machine.forked()
         if self._findings is not None:
+            from memwarden.warden import notices  # noqa: F401
+
             self._findings.warm_up()
         if self._subscribers:
             self._need_messenger()

@@ -1,8 +1,8 @@
-"""What a running Warden finds out about its own process over time: leaks, rapid growth, spikes; each told once.
+"""What is found out about a process while it is watched: leaks, rapid growth, spikes; each told once.
 
-The loop gives it whole readings; this keeps them at its own slow rates, asks the pure judges now and then, and says
-what there is to tell. A leak has a life (row M9): suspected, probed, confirmed or withdrawn, resolved. The probe
-itself, and the telling, are the loop's.
+Whoever watches (the loop of a Warden, `memwarden monitor`) gives it whole readings; this keeps them at its own slow
+rates, asks the pure judges now and then, and says what there is to tell. A leak has a life (row M9): suspected, probed,
+confirmed or withdrawn, resolved. The probe itself, and the telling, are the watcher's.
 
 What costs most is a look at the leak (2 to 4 ms of Python) and the walk through the heap that a sample of it takes.
 Each may take a thousandth of the time: where it costs more, it comes less often.
@@ -10,21 +10,18 @@ Each may take a thousandth of the time: where it costs more, it comes less often
 
 from __future__ import annotations
 
-import gc
-from os import getpid
-
 from memwarden.facts import Finding, Leak
 from memwarden.judge import History
 from memwarden.units import format_bytes, format_duration
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from memwarden.facts import Reading
     from memwarden.judge.leak import Look
     from memwarden.judge.leakwatch import LeakWatch, Told
-    from memwarden.ports import Clock, Machine
+    from memwarden.ports import Clock
 
 # Readings closer than this are one to spikes and growth: a spike that nobody saw twice in a second is none.
 WATCH_S = 1.0
@@ -51,23 +48,22 @@ COUNTERS = ("work_done", "gc_collected", "gc_uncollectable")
 class Findings:
     """Watches one life of one process; `due_s` is when `sample` wants the next reading, by the monotonic clock.
 
-    `work` gives the work done so far, None where nobody counts it; `declared` the bytes of declared caches, None where
-    there are none. `leak_s` is the time between two samples for the leak, and no look at one is taken while `calm` is
-    false in `sample`. Not thread-safe: one thread feeds it; `leak` may be read by all.
+    `columns` gives what a reading does not hold, by the names of the trace contract: bytes and counters, None where
+    unknown. It is asked once per sample for the leak, every `leak_s` seconds. No look is taken while `calm` is false in
+    `sample`. Not thread-safe: one thread feeds it; `leak` may be read by all.
     """
 
     def __init__(
         self,
         *,
-        machine: Machine,
         clock: Clock,
+        pid: int,
         leak_s: float,
         window_s: float,
-        work: Callable[[], float | None],
-        declared: Callable[[], int | None],
+        columns: Callable[[], Mapping[str, float | None]],
     ) -> None:
-        self._machine, self._clock, self._leak_s = machine, clock, leak_s
-        self._work, self._declared = work, declared
+        self._clock, self._pid, self._leak_s = clock, pid, leak_s
+        self._more = columns
         self._history = History(window_s)
         self.due_s = self._rapid_due_s = self._spikes_due_s = self._leak_due_s = self._look_due_s = float("-inf")
         self._watch: LeakWatch | None = None
@@ -84,7 +80,6 @@ class Findings:
     def warm_up() -> None:
         """Import what the judges need now: a process that forks in the middle of an import cannot import it again."""
         from memwarden.judge import advise, leakwatch, trend  # noqa: F401
-        from memwarden.warden import notices  # noqa: F401
 
     def sample(self, reading: Reading, *, calm: bool = True) -> list[Finding]:
         """Take in a whole reading; what there is to tell by now."""
@@ -150,26 +145,13 @@ class Findings:
             yield self._about_leak(each, reading)
 
     def _columns(self, reading: Reading) -> dict[str, float | None]:
-        """One sample by the names of the trace contract. What the walk through the heap costs sets how often."""
+        """One sample by the names of the trace contract. What it costs (a walk through the heap) sets how often."""
         start_s = self._clock.monotonic()
-        blocks, native = self._machine.python_blocks(), self._machine.native_in_use_bytes()
+        more = self._more()
         cost_s = self._clock.monotonic() - start_s
         # Of two in a row the cheaper one: a thread that was switched away from in between measured its neighbours.
         self._heap_cost_s, self._last_cost_s = min(cost_s, self._last_cost_s), cost_s
-        collected = uncollectable = 0
-        for each in gc.get_stats():
-            collected += each["collected"]
-            uncollectable += each["uncollectable"]
-        return {
-            "rss_bytes": reading.rss_bytes,
-            "anon_bytes": reading.around.anon_bytes,
-            "python_blocks": blocks,
-            "native_in_use_bytes": native,
-            "declared_cache_bytes": self._declared(),
-            "work_done": self._work(),
-            "gc_collected": collected,
-            "gc_uncollectable": uncollectable,
-        }
+        return {"rss_bytes": reading.rss_bytes, "anon_bytes": reading.around.anon_bytes, **more}
 
     def _verdict(self, watch: LeakWatch, look: Look) -> Leak:
         from memwarden.judge.advise import leak_advice
@@ -239,7 +221,7 @@ class Findings:
 
     def _finding(self, kind: str, what: str, text: str, reading: Reading, *, leak: Leak | None = None) -> Finding:
         return Finding(
-            kind=kind, what=what, text=text, monotonic_s=reading.monotonic_s, unix_s=reading.unix_s, pid=getpid(),
+            kind=kind, what=what, text=text, monotonic_s=reading.monotonic_s, unix_s=reading.unix_s, pid=self._pid,
             leak=leak,
         )  # fmt: skip
 
