@@ -5,7 +5,8 @@ rates, asks the pure judges now and then, and says what there is to tell. A leak
 confirmed or withdrawn, resolved. The probe itself, and the telling, are the watcher's.
 
 What costs most is a look at the leak (2 to 4 ms of Python) and the walk through the heap that a sample of it takes.
-Each may take a thousandth of the time: where it costs more, it comes less often.
+Each may take a thousandth of the time: where it costs more, it comes less often. Who asks for samples more often than
+usual may have that much more, up to a hundredth.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ SPIKES_EVERY_S = 60.0
 SPIKE_REST_S = 600.0
 # A spike that is found later than this is no news.
 SPIKE_NEWS_S = 300.0
-# Looks, and the walks through the heap, may each take this share of the time.
-COST_SHARE = 0.001
+# Looks, and the walks through the heap, may each take this share of the time at the usual interval, and at most.
+COST_SHARE, MOST_SHARE = 0.001, 0.01
+USUAL_S = 15.0
 # A sample so many periods after it was due ends a gap: what happened meanwhile nobody saw (as in judge.history).
 GAP_PERIODS = 5.0
 # A loop that comes at the very rate of the samples comes a little early now and then; a little is on time.
@@ -46,7 +48,8 @@ COUNTERS = ("work_done", "gc_collected", "gc_uncollectable")
 
 
 class Findings:
-    """Watches one life of one process; `due_s` is when `sample` wants the next reading, by the monotonic clock.
+    """Watches one life of one process; `due_s` is when `sample` wants the next reading, by the monotonic clock, and
+    `leak_due_s` when it is worth a reading of its own.
 
     `columns` gives what a reading does not hold, by the names of the trace contract: bytes and counters, None where
     unknown. It is asked once per sample for the leak, every `leak_s` seconds. No look is taken while `calm` is false in
@@ -64,8 +67,9 @@ class Findings:
     ) -> None:
         self._clock, self._pid, self._leak_s = clock, pid, leak_s
         self._more = columns
+        self._share = min(MOST_SHARE, COST_SHARE * max(1.0, USUAL_S / leak_s))
         self._history = History(window_s)
-        self.due_s = self._rapid_due_s = self._spikes_due_s = self._leak_due_s = self._look_due_s = float("-inf")
+        self.due_s = self._rapid_due_s = self._spikes_due_s = self.leak_due_s = self._look_due_s = float("-inf")
         self._watch: LeakWatch | None = None
         self._closed = _Closed()
         self._heap_cost_s, self._last_cost_s = 0.0, float("inf")
@@ -85,7 +89,7 @@ class Findings:
         """Take in a whole reading; what there is to tell by now."""
         now_s, rss = reading.monotonic_s, reading.rss_bytes
         if now_s < self.due_s - max(WATCH_S, self._leak_s):  # time began anew
-            self._rapid_due_s = self._spikes_due_s = self._leak_due_s = self._look_due_s = now_s
+            self._rapid_due_s = self._spikes_due_s = self.leak_due_s = self._look_due_s = now_s
         self.due_s = now_s + min(WATCH_S, self._leak_s)
         if rss is None:
             return []
@@ -97,7 +101,7 @@ class Findings:
         if calm and now_s >= self._spikes_due_s:
             self._spikes_due_s = now_s + SPIKES_EVERY_S
             found += self._judge_spikes(reading)
-        if now_s >= self._leak_due_s:
+        if now_s >= self.leak_due_s:
             found += self._judge_leak(reading, calm=calm)
         return found
 
@@ -124,10 +128,10 @@ class Findings:
 
             self._watch = LeakWatch()
         watch, now_s = self._watch, reading.monotonic_s
-        late_s = now_s - self._leak_due_s
+        late_s = now_s - self.leak_due_s
         gap = late_s > (GAP_PERIODS - 1) * self._leak_s and late_s != float("inf")
         values = self._columns(reading)
-        self._leak_due_s = now_s + max(self._leak_s * PUNCTUAL, self._heap_cost_s / COST_SHARE)
+        self.leak_due_s = now_s + max(self._leak_s * PUNCTUAL, self._heap_cost_s / self._share)
         t_s, closed = self._closed.step(now_s, values, usual_s=self._leak_s, gap=gap)
         watch.add(t_s, **closed)
         if not (calm and watch.is_due() and now_s >= self._look_due_s):
@@ -136,7 +140,7 @@ class Findings:
             return
         start_s = self._clock.monotonic()
         look, told = watch.look(limit_bytes=_own_limit(reading))
-        self._look_due_s = now_s + (self._clock.monotonic() - start_s) / COST_SHARE
+        self._look_due_s = now_s + (self._clock.monotonic() - start_s) / self._share
         self._look = look
         if told:
             self._since_unix_s = reading.unix_s

@@ -399,6 +399,8 @@ class Warden:
         if verdict is None or seen is None or verdict.level or self._in_flight or self.config.pressure_file is not None:
             return False
         now_s, reading = self._clock.monotonic(), verdict.reading
+        if self._findings is not None and now_s >= self._findings.leak_due_s:
+            return False
         if now_s - reading.monotonic_s >= STILL_S or reading.headroom_bytes is None or reading.used_bytes is None:
             return False
         now = self._glance()
