@@ -69,7 +69,8 @@ class Findings:
         self._more = columns
         self._share = min(MOST_SHARE, COST_SHARE * max(1.0, USUAL_S / leak_s))
         self._history = History(window_s)
-        self.due_s = self._rapid_due_s = self._spikes_due_s = self.leak_due_s = self._look_due_s = float("-inf")
+        self.due_s = self._rapid_due_s = self._spikes_due_s = self._look_due_s = float("-inf")
+        self.leak_due_s = clock.monotonic() + leak_s * PUNCTUAL  # what was before the first interval is start-up
         self._watch: LeakWatch | None = None
         self._closed = _Closed()
         self._heap_cost_s, self._last_cost_s = 0.0, float("inf")
@@ -129,7 +130,7 @@ class Findings:
             self._watch = LeakWatch()
         watch, now_s = self._watch, reading.monotonic_s
         late_s = now_s - self.leak_due_s
-        gap = late_s > (GAP_PERIODS - 1) * self._leak_s and late_s != float("inf")
+        gap = late_s > (GAP_PERIODS - 1) * self._leak_s
         values = self._columns(reading)
         self.leak_due_s = now_s + max(self._leak_s * PUNCTUAL, self._heap_cost_s / self._share)
         t_s, closed = self._closed.step(now_s, values, usual_s=self._leak_s, gap=gap)

@@ -194,13 +194,15 @@ def test_the_leader_tells_what_a_follower_passed_on(
     for finding in (_finding(4711, unix_s=now_s), _finding(4712, unix_s=now_s), _finding(4713, unix_s=now_s - 86400)):
         follower._tell(finding)
     assert heard == []
-    leader._lead()
+    stage.clock.advance(1.0)
+    leader._hear()
     assert [each.pid for each in heard] == [4711]
     assert [each.getMessage()[:24] for each in caplog.records if "pid 4711" in each.getMessage()] == [
         "pid 4711: leak suspected"
     ]
     leader.stop()
-    follower._lead()
+    stage.clock.advance(1.0)
+    follower._hear()
     assert follower.leads
 
 

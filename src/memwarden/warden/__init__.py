@@ -26,6 +26,7 @@ from memwarden.sense import Machine, SystemClock, identify, make_sensor
 from memwarden.sense.cgroup import find_cgroup
 from memwarden.units import MIB, format_bytes, format_ratio, parse_bytes
 from memwarden.warden.cleanup import Cleanup
+from memwarden.warden.crew import Crew
 from memwarden.warden.hooks import follow, unfollow
 from memwarden.warden.messenger import Messenger, Subscriber, running_loop
 from memwarden.warden.operations import OPERATION_S, Operations, Running, is_coroutine_function
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from memwarden.act.fence import Fence
     from memwarden.diagnose import Statistics
     from memwarden.facts import Finding, Forecast, Leak, Limit, Operation, Outcome, Reading, Trend, Verdict
-    from memwarden.leader import Leader
     from memwarden.ports import Clock, Sheddable
     from memwarden.ports import Machine as MachinePort
     from memwarden.warden.notices import Spoken
@@ -70,12 +70,6 @@ FENCED = "MEMWARDEN_FENCED"
 # itself 0.6 us: below 0.01 % of one core.
 COMMAND_S = 1.0
 RECENT_OUTCOMES = 100
-# How long a worker that does not lead leaves the first cleanup to the leader, at least, and how much more by its own
-# share of it: a cleanup takes 10 to 500 ms, and what the leader frees may be enough. After the longest, in an
-# emergency, none waits for its turn either.
-FOLLOW_S = {Level.CRITICAL: (0.5, 4.5), Level.EMERGENCY: (0.05, 0.95)}
-# A follower tries so often whether the leader is gone: opening and locking a file costs 5 us.
-LEAD_S = 1.0
 
 
 class Warden:
@@ -133,9 +127,8 @@ class Warden:
         self._acted_on = Level.NORMAL
         self._fence: Fence | None = None
         self._findings = self._make_findings() if self.config.leak_detection else None
-        self._leader: Leader | None = None
+        self._crew = Crew(self._lock)
         self._spoken: Spoken | None = None
-        self._lead_due_s = float("-inf")
         self._box: BlackBox | None = None
         self._box_pid = 0
         self._due_s = float("-inf")
@@ -257,7 +250,8 @@ class Warden:
         with self._lock:
             self._box, self._box_pid = box, os.getpid()
             self._place_box()
-            self._stand_for_leader(folder if box.path is not None else None)
+            if folder is not None and box.path is not None and config.leader:
+                self._join_the_crew(folder)
 
     def _own_box(self) -> BlackBox | None:
         """The black box, unless it is that of a parent: after a fork in C, which runs no hook, it would be."""
@@ -286,7 +280,7 @@ class Warden:
         thread = self._halt()
         with self._lock:
             self._lower_fence()
-            self._resign()
+        self._crew.resign()
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout=10.0)
         messenger, self._messenger = self._messenger, None
@@ -324,8 +318,9 @@ class Warden:
         """In a forked child: no thread of ours came along, and the black box is the parent's."""
         running, fenced = self._thread is not None, self._fence is not None
         self._lower_fence()
-        self._resign()
+        inherited = self._crew
         self._begin_life()
+        inherited.disown(self._lock)
         if fenced:
             self._raise_fence()  # moved for the first time at the first tick
         for each in self._subscribers:
@@ -489,7 +484,7 @@ class Warden:
         try:
             self._climb(verdict, before)
         finally:
-            self._end_turn()
+            self._crew.end_turn()
 
     def _climb(self, verdict: Verdict, before: Level) -> None:
         emergency = verdict.level is Level.EMERGENCY
@@ -510,11 +505,11 @@ class Warden:
         if not self._ladder.due(self._collector, expected_s=self._collector.expected_s()):
             return
         why = self._collector.wanted(verdict.reading.pressure_ratio)
-        if why and self._take_turn():
+        if why and self._crew.take_turn():
             try:
                 self._trim_and_collect(f"periodic check: {why}")
             finally:
-                self._end_turn()
+                self._crew.end_turn()
 
     def _trim_and_collect(self, reason: str) -> int:
         """A collection with a trim before it, or what that returns would be put down to the collection; bytes freed."""
@@ -528,9 +523,8 @@ class Warden:
     def _look_for_findings(self, verdict: Verdict) -> None:
         """Leaks, rapid growth and spikes, at their own slow rate; and whether the leader is gone."""
         now_s, findings = verdict.reading.monotonic_s, self._findings
-        if now_s >= self._lead_due_s:
-            self._lead_due_s = now_s + LEAD_S
-            self._lead()
+        if now_s >= self._crew.due_s:
+            self._hear()
         if findings is None or now_s < findings.due_s:
             return
         for each in findings.sample(verdict.reading, calm=verdict.level < Level.CRITICAL):
@@ -543,11 +537,11 @@ class Warden:
         config, collector = self.config, self._collector
         if not (config.leak_probe and config.relieve and config.proactive_gc):
             return
-        if self._ladder.due(collector, expected_s=collector.expected_s()) and self._take_turn():
+        if self._ladder.due(collector, expected_s=collector.expected_s()) and self._crew.take_turn():
             try:
                 findings.probed(max(0, self._trim_and_collect("a leak is suspected")))
             finally:
-                self._end_turn()
+                self._crew.end_turn()
 
     def _tell(self, finding: Finding) -> None:
         """Into the own black box at once; to people by the leader."""
@@ -555,12 +549,8 @@ class Warden:
             box = self._own_box()
             if box is not None:
                 box.event(finding.unix_s, finding.monotonic_s, finding.kind, f"{finding.what}: {finding.text}")
-        if self._leads() or self._leader is None:
+        if not self._crew.pass_on(finding):
             self._speak(finding)
-        else:
-            from memwarden.warden.notices import to_line
-
-            self._leader.pass_on(to_line(finding))
 
     def _speak(self, finding: Finding) -> None:
         """Log line and callbacks, unless the same was told of another worker of late."""
@@ -582,85 +572,32 @@ class Warden:
         if finding.kind == "leak":
             self._call("on_leak", finding)
 
-    # --- the leader of a cgroup ----------------------------------------------------------------------------------
+    # --- among the workers of a cgroup ---------------------------------------------------------------------------
 
-    def _stand_for_leader(self, folder: str | None) -> None:
+    def _join_the_crew(self, folder: str) -> None:
         """Where there is a run folder: one process of the cgroup speaks for all and acts first."""
-        self._resign()
-        if folder is None or not self.config.leader:
-            return
-        from memwarden.leader import Leader, name_of, network_file_system
-
         place = self._sensor.place
         cgroup = place.binding or (place.cgroup.folder if place.cgroup is not None else None)
-        try:
-            network = network_file_system(self._machine.read("/proc/self/mountinfo"), os.path.realpath(folder))
-        except OSError:
-            network = ""
-        name = name_of(self._machine.path(cgroup) if cgroup else None)
-        self._leader = Leader(folder, name, alone=f"{folder} is on {network}" if network else "")
-        self._lead()
+        self._crew.stand(folder, cgroup, self._machine)
+        self._hear()
 
-    def _lead(self) -> None:
-        """Lead where nobody does; the leader tells what the others passed on."""
-        leader = self._leader
-        if leader is None:
-            return
-        with self._lock:
-            told = leader.alone
-            leads = leader.leads()
-            news = leader.news() if leads and not leader.alone else ()
-            if not leads:
-                leader.flush()
-            alone = leader.alone
-        if alone and not (told and self.ticks):
+    def _hear(self) -> None:
+        """The leader tells what the others passed on."""
+        for each in self._crew.news(self._clock.monotonic(), self._clock.wall()):
+            self._speak(each)
+        why = self._crew.why_alone()
+        if why:
             self._need_log()
-            self._log.warning("no leader among the workers of this cgroup, each speaks for itself: %s", alone)
-        for line in news:
-            from memwarden.warden.notices import REST_S, from_line
-
-            found = from_line(line)
-            if found is not None and abs(self._clock.wall() - found.unix_s) < REST_S:  # what lay there is no news
-                self._speak(found)
-
-    def _leads(self) -> bool:
-        """Whether this process speaks and acts first; it does where it is alone."""
-        leader = self._leader
-        if leader is None:
-            return True
-        with self._lock:
-            return leader.leads()
-
-    def _resign(self) -> None:
-        leader, self._leader = self._leader, None
-        if leader is not None:
-            leader.resign()
+            self._log.warning("no leader among the workers of this cgroup, each speaks for itself: %s", why)
 
     def _may_act(self, verdict: Verdict) -> bool:
         """Whether a cleanup by itself is in place now: by the settings, and among the workers of the cgroup."""
         config, level = self.config, verdict.level
         if level < Level.CRITICAL or not config.relieve:
             return False
-        emergency = level is Level.EMERGENCY
-        if not (config.emergency_cleanup if emergency else config.critical_cleanup):
+        if not (config.emergency_cleanup if level is Level.EMERGENCY else config.critical_cleanup):
             return False
-        leader = self._leader
-        if leader is None or verdict.reading.scope == "process":
-            return True
-        lasted_s = verdict.reading.monotonic_s - verdict.since_s
-        least_s, more_s = FOLLOW_S[level]
-        if not self._leads() and lasted_s < least_s + more_s * leader.seed:
-            return False
-        return self._take_turn() or (emergency and lasted_s >= least_s + more_s)
-
-    def _take_turn(self) -> bool:
-        with self._lock:
-            return self._leader is None or self._leader.take_turn()
-
-    def _end_turn(self) -> None:
-        with self._lock:
-            if self._leader is not None:
-                self._leader.end_turn()
+        return self._crew.may_act(verdict)
 
     def _ratio(self, verdict: Verdict) -> float | None:
         """The share of the limit in use for the lines of actions; None, above all of them, where it was forced."""
@@ -718,7 +655,7 @@ class Warden:
         self._need_log()
         reading = verdict.reading
         say = self._log.warning if verdict.level > old else self._log.info
-        if reading.scope != "process" and not self._leads():
+        if reading.scope != "process" and not self._crew.leads():
             say = self._log.debug  # the others of this cgroup see the same: the leader says it
         say(
             "memory %s -> %s: %s of %s (%s): %s", old.name, verdict.level.name, format_bytes(reading.used_bytes),
@@ -781,7 +718,7 @@ class Warden:
     @property
     def leads(self) -> bool:
         """Whether this process speaks and acts first for the workers of its cgroup; true where it is alone."""
-        return self._leads()
+        return self._crew.leads()
 
     def work_done(self, count: float = 1) -> None:
         """Count work for the leak verdict (requests, jobs, rows): growth is laid against it and not against time.
