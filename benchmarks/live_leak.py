@@ -89,7 +89,9 @@ def _three(seed: int) -> Iterator[dict[str, Any]]:
         running = {}
         for kind in KINDS:
             words = json.dumps([kind, seed, LONGEST_S, EVERY_S, LEAK_BYTES, os.path.join(folder, kind)])
-            running[kind] = subprocess.Popen([sys.executable, "-c", PROGRAM, words], stdout=subprocess.PIPE)
+            running[kind] = subprocess.Popen(
+                [sys.executable, "-c", PROGRAM, words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
         for kind, process in running.items():
             out, _ = process.communicate(timeout=LONGEST_S * 4)
             yield {"kind": kind, **json.loads(out)}

@@ -110,6 +110,23 @@ def test_a_witness_confirms_it(process: Process) -> None:
     assert process.told[-1].text.startswith("30 000 more Order")
 
 
+def test_a_leak_is_told_when_it_has_taken_enough_and_not_before() -> None:
+    """12 MiB that grow by 4 KiB every 15 s, in perfect order: 3 % in 20 minutes, and 2 MiB after two hours."""
+    process = Process()
+    process.mib = 12.0
+    assert process.live(200, mib=4 / 1024, noise=0.001) == []
+    assert (process.findings.leak.stage, process.findings.wants_probe) == ("quiet", False)
+    assert process.live(500, mib=4 / 1024, noise=0.001)[0] == "leak suspected"
+    assert process.mib >= 12 + 2
+
+
+def test_a_small_leak_that_ends_before_it_is_told_is_never_told() -> None:
+    process = Process()
+    process.mib = 12.0
+    process.live(150, mib=4 / 1024, noise=0.001)
+    assert process.live(3000, noise=0.001) == []
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_steady_process_is_never_spoken_of(seed: int) -> None:
     process = Process(seed=seed)

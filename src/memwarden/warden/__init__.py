@@ -19,14 +19,12 @@ from collections import deque
 from memwarden import config as settings
 from memwarden.blackbox import BlackBox, directory
 from memwarden.facts import Level, Reason
-from memwarden.findings import Findings
 from memwarden.judge import History, Judge, Lines
 from memwarden.judge.levels import GAP_S
 from memwarden.sense import Machine, SystemClock, identify, make_sensor
 from memwarden.sense.cgroup import find_cgroup
 from memwarden.units import MIB, format_bytes, format_ratio, parse_bytes
 from memwarden.warden.cleanup import Cleanup
-from memwarden.warden.crew import Crew
 from memwarden.warden.hooks import follow, unfollow
 from memwarden.warden.messenger import Messenger, Subscriber, running_loop
 from memwarden.warden.operations import OPERATION_S, Operations, Running, is_coroutine_function
@@ -42,6 +40,7 @@ if TYPE_CHECKING:
     from memwarden.act.fence import Fence
     from memwarden.diagnose import Statistics
     from memwarden.facts import Finding, Forecast, Leak, Limit, Operation, Outcome, Reading, Trend, Verdict
+    from memwarden.findings import Findings
     from memwarden.ports import Clock, Sheddable
     from memwarden.ports import Machine as MachinePort
     from memwarden.warden.notices import Spoken
@@ -127,6 +126,8 @@ class Warden:
         self._acted_on = Level.NORMAL
         self._fence: Fence | None = None
         self._findings = self._make_findings() if self.config.leak_detection else None
+        from memwarden.warden.crew import Crew
+
         self._crew = Crew(self._lock)
         self._spoken: Spoken | None = None
         self._box: BlackBox | None = None
@@ -160,6 +161,8 @@ class Warden:
                 "gc_collected": sum(each["collected"] for each in generations),
                 "gc_uncollectable": sum(each["uncollectable"] for each in generations),
             }
+
+        from memwarden.findings import Findings
 
         return Findings(
             clock=self._clock,
