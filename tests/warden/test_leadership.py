@@ -134,7 +134,28 @@ tell(leader=leader)
         assert pid == next_pid or start_s >= end_s - 0.002  # the black box has no finer clock than its own
 
 
-def test_where_no_folder_can_be_written_every_worker_speaks_for_itself(tmp_path: Path) -> None:
+def test_on_a_network_file_system_every_worker_leads_and_says_why_once(
+    stage: Stage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage.machine.live = True
+    mounts = stage.machine.read("/proc/self/mountinfo").decode()
+    stage.machine.write(
+        "/proc/self/mountinfo", f"{mounts}99 23 0:50 / {os.path.realpath(tmp_path)} rw - nfs4 s:/x rw\n"
+    )
+    both = [stage.warden(directory=str(tmp_path)) for _ in range(2)]
+    for each in both:
+        each._need_log()
+        each._open_box()
+        for _ in range(5):
+            stage.look(each, 0.3)
+            each._hear()
+    assert [each.leads for each in both] == [True, True]
+    said = [each.getMessage() for each in caplog.records if "no leader" in each.getMessage()]
+    assert len(said) == len(both)
+    assert all("is on nfs4" in each for each in said)
+
+
+def test_switched_off_every_worker_speaks_for_itself(tmp_path: Path) -> None:
     script = """
 force("NORMAL", workers)
 force("WARNING", workers)
