@@ -21,6 +21,7 @@ NAMES = (
     "oom_attribution",
     "extensions",
     "survival",
+    "live_leak",
 )
 
 

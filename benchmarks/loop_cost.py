@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import threading
 import time
+from random import Random
 from typing import TYPE_CHECKING
 
 import psutil
@@ -20,6 +21,7 @@ from benchmarks import Figure
 from benchmarks.arms import fresh
 from memwarden import Warden
 from memwarden.sense import Sensor
+from memwarden.testing import FakeClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +34,7 @@ TICKS = 1_000_000 if SOAK else 100_000
 
 def main() -> list[Figure]:
     """CPU at 10 Hz, then memory over the ticks of a clock that does not wait."""
-    return [*_cpu(), *_flat()]
+    return [*_cpu(), *_leaks(), *_flat()]
 
 
 class Reader:
@@ -59,11 +61,11 @@ class Reader:
 
 
 class Guard:
-    """A whole Warden at 10 Hz."""
+    """A whole Warden at 10 Hz, in a folder of its own: one that shares it would not lead."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, name: str, **config: object) -> None:
         before = set(threading.enumerate())
-        self._warden = Warden(interval=INTERVAL_S, directory=folder)
+        self._warden = Warden(interval=INTERVAL_S, directory=os.path.join(folder, name), **config)
         self._warden.start()
         (self._thread,) = set(threading.enumerate()) - before
         self.stop = self._warden.stop
@@ -93,22 +95,29 @@ def _shares(clocks: dict[str, int]) -> dict[str, float]:
     return {name: statistics.median(shares) for name, shares in seen.items()}
 
 
+def _side_by_side(makers: dict[str, Callable[[], Reader | Guard]]) -> dict[str, float]:
+    """Per cent of a core of each of these threads, which live at the same time."""
+    arms = {name: _apart(make, of=len(makers)) for name, make in makers.items()}
+    clocks = {name: time.pthread_getcpuclockid(arm.thread().ident or 0) for name, arm in arms.items()}
+    time.sleep(SETTLE_S)  # caches warm, files open
+    share = _shares(clocks)
+    for arm in arms.values():
+        arm.stop()
+    return share
+
+
 def _cpu() -> list[Figure]:
     own, kept = Sensor(heap=False), psutil.Process()
     with tempfile.TemporaryDirectory() as folder:
-        makers: dict[str, Callable[[], Reader | Guard]] = {
-            "psutil": lambda: Reader(kept.memory_info),
-            "ours": lambda: Reader(own.rss_bytes),
-            "Warden": lambda: Guard(folder),
-            "psutil again": lambda: Reader(kept.memory_info),
-            "nothing": lambda: Reader(lambda: None),
-        }
-        arms = {name: _apart(make, of=len(makers)) for name, make in makers.items()}
-        clocks = {name: time.pthread_getcpuclockid(arm.thread().ident or 0) for name, arm in arms.items()}
-        time.sleep(SETTLE_S)  # caches warm, files open
-        share = _shares(clocks)
-        for arm in arms.values():
-            arm.stop()
+        share = _side_by_side(
+            {
+                "psutil": lambda: Reader(kept.memory_info),
+                "ours": lambda: Reader(own.rss_bytes),
+                "Warden": lambda: Guard(folder, "on"),
+                "psutil again": lambda: Reader(kept.memory_info),
+                "nothing": lambda: Reader(lambda: None),
+            }
+        )
     beside = f"psutil {share['psutil']:.3f} % of a core, again {share['psutil again']:.3f} %"
     empty = f"; waking for nothing {share['nothing']:.3f} %"
     peer = (share["psutil"] + share["psutil again"]) / 2
@@ -123,8 +132,50 @@ def _cpu() -> list[Figure]:
     ]
 
 
+def _leaks() -> list[Figure]:
+    """The whole Warden with and without leak detection. Four in one process are dearer each than one alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        share = _side_by_side(
+            {
+                "off": lambda: Guard(folder, "off", leak_detection=False),
+                "on": lambda: Guard(folder, "on"),
+                "off again": lambda: Guard(folder, "off again", leak_detection=False),
+                "at 4 Hz": lambda: Guard(folder, "at 4 Hz", leak_interval=0.25),
+            }
+        )
+    peer = (share["off"] + share["off again"]) / 2
+    beside = f"{share['on']:.3f} % of a core; without {share['off']:.3f} %, again {share['off again']:.3f} %"
+    often = f"{share['at 4 Hz']:.3f} % of a core: samples and looks may take a hundredth there"
+    return [
+        Figure(
+            "whole Warden with leak detection, over one without", share["on"] / peer, "x", at_most=1.1, beside=beside
+        ),
+        Figure("one that samples for leaks at 4 Hz, over one without", share["at 4 Hz"] / peer, "x", beside=often),
+        _leak_share(),
+    ]
+
+
+def _leak_share() -> Figure:
+    """Samples and looks of leak detection at its usual 15 s: all that is due over four hours."""
+    clock = FakeClock()
+    with tempfile.TemporaryDirectory() as folder:
+        warden = Warden(clock=clock, directory=folder)
+        warden.warm_up()
+        findings, reading = warden._findings, warden.reading
+        if findings is None:
+            raise RuntimeError("leak detection is switched off here")
+        began_s, rng = time.thread_time(), Random(1)
+        for number in range(960):
+            clock.advance(15.0)
+            size = int((100 + 0.05 * number + rng.gauss(0, 1)) * 2**20)
+            findings.sample(reading.replace(monotonic_s=clock.monotonic(), rss_bytes=size))
+        spent_s = time.thread_time() - began_s
+        said = f"{spent_s:.2f} s for 960 samples and their looks; {findings.leak.stage} at the end"
+    return Figure("leak detection at 15 s, of one core", 100 * spent_s / (960 * 15), " %", at_most=0.05, beside=said)
+
+
 _FLAT = """
-import memwarden, tempfile, threading
+import gc, memwarden, tempfile, threading
 from memwarden.testing import FakeClock
 marks = []
 ticks = 0
@@ -132,6 +183,7 @@ def on_wait(seconds):
     global ticks
     ticks += 1
     if ticks in ({warm}, {ticks}):
+        gc.collect()  # or free lists, which are bounded, look like growth
         marks.append((rss_bytes(), sys.getallocatedblocks()))
     if ticks == {ticks}:
         done.set()

@@ -35,10 +35,16 @@ class Config(Fact):
     min_interval_s: float = 0.01
     window_s: float = 1800.0
     relieve: bool = True
+    warning_faster: bool = True
+    critical_cleanup: bool = True
+    emergency_cleanup: bool = True
     proactive_gc: bool = True
     gc_share: float = 0.01
     fence: str = "off"
     leak_detection: bool = True
+    leak_interval_s: float = 15.0
+    leak_probe: bool = True
+    leader: bool = True
     blackbox: bool = True
     directory: str | None = None
     pressure_file: str | None = None
@@ -135,7 +141,10 @@ SETTINGS = (
     Setting(name="min_interval", field="min_interval_s", parse=_parse_interval,
             about="shortest time between two readings"),
     Setting(name="window", field="window_s", parse=_parse_interval, about="window of the trend"),
-    Setting(name="relieve", parse=parse_bool, about="act by itself from CRITICAL on"),
+    Setting(name="relieve", parse=parse_bool, about="act by itself; off switches off all that follow"),
+    Setting(name="warning_faster", parse=parse_bool, about="WARNING and above look at memory more often"),
+    Setting(name="critical_cleanup", parse=parse_bool, about="CRITICAL climbs the cleanup ladder until it is relieved"),
+    Setting(name="emergency_cleanup", parse=parse_bool, about="EMERGENCY runs every action at once"),
     Setting(name="proactive_gc", parse=parse_bool, about="let it run the garbage collector",
             aliases=(("PROACTIVE_GC_ENABLED", parse_bool),)),
     Setting(name="gc_share", parse=parse_probability, about="share of wall time that its collections may take"),
@@ -143,6 +152,10 @@ SETTINGS = (
             about="refuse what does not fit before the kernel kills: auto, on, off"),
     Setting(name="leak_detection", parse=parse_bool, about="judge whether memory leaks",
             aliases=(("MEMORY_LEAK_DETECTION", parse_bool),)),
+    Setting(name="leak_interval", field="leak_interval_s", parse=_parse_interval,
+            about="time between two samples for the leak verdict; 40 of them make the first one"),
+    Setting(name="leak_probe", parse=parse_bool, about="collect and trim once when a leak is suspected, as a probe"),
+    Setting(name="leader", parse=parse_bool, about="one of the workers of a cgroup speaks and acts first for all"),
     Setting(name="blackbox", parse=parse_bool, about="keep a record that survives SIGKILL"),
     Setting(name="dir", field="directory", parse=_parse_text, about="where black boxes and state live"),
     Setting(name="pressure_file", parse=_parse_text, about="a file whose text forces a level: for game days"),

@@ -279,6 +279,40 @@ class Outcome(Fact):
         return self.before_bytes - self.after_bytes
 
 
+class Leak(Fact):
+    """What the watch for leaks says now: `stage` is off, quiet, suspected or confirmed, and since when.
+
+    `cause`, `confidence` (0-100) and `evidence` are those of the last look, whatever the stage; `advice` fits them.
+    `samples` is how many the next look has before it; `reason` says why there is no verdict yet.
+    """
+
+    stage: str
+    since_unix_s: float | None = None
+    cause: str = ""
+    confidence: int = 0
+    growth_bytes_per_minute: float | None = None
+    evidence: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
+    samples: int = 0
+    reason: str = ""
+
+
+class Finding(Fact):
+    """Something about this process that is worth telling, told once.
+
+    `kind` is leak, rapid growth or spike. A leak is suspected, confirmed, withdrawn or resolved; rapid growth began or
+    ended; a spike was seen: that is `what`. `leak` is the verdict at that moment where it is about one.
+    """
+
+    kind: str
+    what: str
+    text: str
+    monotonic_s: float
+    unix_s: float
+    pid: int
+    leak: Leak | None = None
+
+
 class Operation(Fact):
     """One finished operation (row M11). `peak_bytes` is sampled: `samples` says how often it was looked at.
 

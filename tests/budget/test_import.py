@@ -29,8 +29,8 @@ FORBIDDEN = frozenset(
 # What only a running Warden loads, at start(): a binding of malloc_trim, its log.
 AT_START = frozenset({"ctypes", "logging"})
 CORE = (
-    "errors", "units", "facts", "clock", "ports", "config", "blackbox", "budget",
-    "sense", "judge", "act", "diagnose", "warden", "breaker", "monitor", "supervise",
+    "errors", "units", "facts", "clock", "ports", "config", "blackbox", "leader", "budget",
+    "sense", "judge", "act", "diagnose", "findings", "warden", "breaker", "monitor", "supervise",
 )  # fmt: skip
 
 _PROGRAM = f"""

@@ -366,6 +366,22 @@ def test_status_shows_the_living_and_no_other(folder: Path, sleeper: subprocess.
     assert 0 <= found["seen_s"] < 60
 
 
+def test_status_tells_a_leak_that_stands_and_none_that_is_over(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes]
+) -> None:
+    box = _box(tmp_path, sleeper.pid, start_ticks=_start_ticks(sleeper.pid))
+    for number, (told, stands) in enumerate(
+        (("suspected: it grows", True), ("confirmed: it goes on", True), ("resolved: it stopped", False))
+    ):
+        box.event(1.7e9 + number, 2.0, "leak", told)
+        box.event(1.7e9 + number, 2.0, "spike", "seen: memory rose")
+        (found,) = json.loads(_run("status", "--dir", str(tmp_path), "--format", "json").stdout)["processes"]
+        expected = {"stage": told.partition(":")[0], "unix_s": 1.7e9 + number, "text": told}
+        assert found["leak"] == (expected if stands else None)
+        lines = _run("status", "--dir", str(tmp_path)).stdout.splitlines()
+        assert (f"{sleeper.pid}: leak {told}" in lines) is stands
+
+
 def test_the_folder_itself_may_be_named_too(folder: Path, sleeper: subprocess.Popen[bytes]) -> None:
     for where in (folder, folder / "run"):
         found = json.loads(_run("status", "--dir", str(where), "--format", "json").stdout)

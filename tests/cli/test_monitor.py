@@ -13,6 +13,7 @@ import sys
 from argparse import ArgumentParser
 from contextlib import contextmanager
 from itertools import pairwise
+from random import Random
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
@@ -677,7 +678,48 @@ def test_the_summary_counts_what_there_was() -> None:
     assert found.summary() == {
         "samples": 4, "duration_s": 3.0, "average_bytes": 280 * MIB, "peak_bytes": 460 * MIB,
         "above_threshold": 1, "ended": "it is over",
+        "leak": {"stage": "quiet", "cause": None, "confidence": 0}, "findings": [],
     }  # fmt: skip
+
+
+def _noise(at_s: float) -> float:
+    """Between -1 and 1, the same for the same second."""
+    return Random(int(at_s * 1000)).uniform(-1, 1)
+
+
+def test_a_leak_is_told_once_in_every_output_and_fails_only_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = FakeClock()
+    target = _Scripted(clock, lambda at_s: int((100 + 0.1 * at_s + 0.2 * _noise(at_s)) * MIB))
+    found = watch(target, clock, "--interval", "1s", "--duration", "5m", "--format", "ndjson")
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    told = [each for row in rows for each in row.get("findings", ())]
+    assert [(each["kind"], each["what"]) for each in told] == [("leak", "suspected"), ("leak", "confirmed")]
+    assert told[1]["confidence"] >= 75
+    assert found.summary()["findings"] == told
+    assert found.summary()["leak"]["stage"] == "confirmed"
+    assert found.found() == {"leak"}
+
+
+def test_rapid_growth_and_a_spike_are_findings_of_the_monitor_too(capsys: pytest.CaptureFixture[str]) -> None:
+    def used(at_s: float) -> int:
+        high = 80 if 300 <= at_s < 310 else 0
+        rapid = min(max(at_s - 500, 0), 150) * 1.5
+        return int((100 + high + rapid + 0.2 * _noise(at_s)) * MIB)
+
+    clock = FakeClock()
+    found = watch(_Scripted(clock, used), clock, "--interval", "1s", "--duration", "20m", "--format", "csv")
+    assert [(each.kind, each.what) for each in found.told if each.kind != "leak"] == [
+        ("spike", "seen"), ("rapid growth", "began"), ("rapid growth", "ended"),
+    ]  # fmt: skip
+    assert found.found() >= {"growth", "spike"}
+    capsys.readouterr()
+
+
+def test_a_steady_process_has_no_findings() -> None:
+    clock = FakeClock()
+    target = _Scripted(clock, lambda at_s: int((100 + _noise(at_s)) * MIB))
+    found = watch(target, clock, "--interval", "1s", "--duration", "30m")
+    assert (list(found.told), found.found()) == ([], set())
 
 
 def test_memory_of_the_monitor_does_not_grow_with_the_samples() -> None:

@@ -109,6 +109,11 @@ class Shed:
         """It is gone."""
         return self._reference() is None
 
+    def held_bytes(self) -> int:
+        """What it holds now, in bytes; 0 when it is gone. Raises what its holder raises."""
+        sheddable = self._reference()
+        return 0 if sheddable is None else max(0, int(sheddable.held_bytes))
+
     def apply(self, machine: Machine) -> int | None:
         """Have it shed; nothing is counted. Raises what it raised, or Hung."""
         stop = threading.Event()

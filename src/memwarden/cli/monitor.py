@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections import deque
 from contextlib import ExitStack, contextmanager
 from math import floor
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from memwarden.cli._targets import Ended, Group, OneProcess, Surroundings
 from memwarden.config import settle
 from memwarden.errors import ConfigError
 from memwarden.facts import Level
+from memwarden.facts import Surroundings as Around
+from memwarden.findings import Findings
 from memwarden.judge import History, Judge, Lines
 from memwarden.sense import Machine, SystemClock, find_cgroup, identify
 from memwarden.units import format_bytes, format_duration, format_ratio, parse_bytes, parse_duration, parse_ratio
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
     from memwarden.cli._rich import RichTable
     from memwarden.cli._targets import Sample, Target
+    from memwarden.facts import Finding, Reading
     from memwarden.ports import Clock
     from memwarden.ports import Machine as MachinePort
 
@@ -42,6 +46,12 @@ GROWTH_WINDOW_S = 60.0
 GROWTH_BUCKETS = 40
 GROWTH_AFTER_S = 2.0
 GROWTH_EVERY_S = 0.5
+# As the recordings of real programs that the leak verdict was fitted on; and the window of spikes.
+LEAK_SHORTEST_S = 0.25
+FINDINGS_WINDOW_S = 1800.0
+# Findings that the summary lists: a spike every ten minutes for most of a day.
+TOLD = 100
+FAIL_ON = ("threshold", "leak", "growth", "spike")
 
 DESCRIPTION = (
     "How memory is, line by line. Without --pid or --match it is that of the container we are in, or of the machine "
@@ -51,7 +61,8 @@ DESCRIPTION = (
 EPILOG = (
     "examples: memwarden monitor --pid 4242 | memwarden monitor --match gunicorn --limit 1G | "
     "memwarden monitor --pid 4242 --tree --export run.csv.gz --quiet | memwarden analyze run.csv.gz. "
-    "exit codes: 0, also after Ctrl-C; 1 with --fail where the threshold was reached; 2 wrong usage"
+    "exit codes: 0, also after Ctrl-C; 1 with --fail where the threshold was reached, or with --fail-on where that was "
+    "found; 2 wrong usage"
 )
 
 
@@ -67,6 +78,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("--duration", metavar="TIME", help="end after 30s, 5m, ... (default: unlimited)")
     add("--threshold", metavar="RATIO", default="80%", help="mark samples at or above it with ! (default 80%%)")
     add("--fail", action="store_true", help="exit 1 when the threshold was ever reached")
+    add(
+        "--fail-on", choices=FAIL_ON, action="append", default=[],
+        help="exit 1 when the threshold was ever reached, a leak is suspected at the end or was confirmed, memory grew "
+        "rapidly, or a spike was seen; may be repeated",
+    )  # fmt: skip
     add("--limit", metavar="SIZE", help="judge by this limit where it is the tightest: 512M")
     add("--format", choices=FORMATS, default="table", help="on standard output (default table)")
     add("--export", "--output-file", metavar="FILE", help="record to .csv, .ndjson or .json, also with .gz")
@@ -89,7 +105,8 @@ def run(args: Namespace) -> int:
             watch.run(stop)
         finally:
             watch.finish()
-    return FINDING if args.fail and watch.above else 0
+    wanted = {*args.fail_on, *(("threshold",) if args.fail else ())}
+    return FINDING if wanted & watch.found() else 0
 
 
 class _Plan:
@@ -154,6 +171,15 @@ class Watch:
         self._growth: float | None = None
         self._level = Level.NORMAL
         self._growth_due_s = 0.0
+        self._findings = Findings(
+            clock=clock,
+            pid=target.pid or 0,
+            leak_s=max(plan.interval_s, LEAK_SHORTEST_S),
+            window_s=FINDINGS_WINDOW_S,
+            columns=dict,
+        )
+        self.told: deque[Finding] = deque(maxlen=TOLD)
+        self._found: set[str] = set()
         self._start_s = clock.monotonic()
         self._last_s = self._start_s
         self._sum = 0
@@ -251,12 +277,22 @@ class Watch:
             reasons="; ".join(each.text for each in verdict.reasons) if changed or self._plan.verbose else "",
         )
         self._count(line)
+        found = self._findings.sample(_of_target(sample))
+        if found:
+            self.told += found
+            self._found |= {each.what if each.kind == "leak" else each.kind for each in found}
+            line = line.replace(reasons="; ".join(w for w in (line.reasons, *map(_in_words, found)) if w))
+            if self._table is None and not self._plan.quiet:
+                for each in found:
+                    _say(_in_words(each))
         if self._table is not None:
             self._table.add(line)
         if self._recorders:
             row = self._row(line)
-            for each in self._recorders:
-                each.add(row)
+            if found:
+                row["findings"] = [_row_of(each) for each in found]
+            for recorder in self._recorders:
+                recorder.add(row)
 
     def _grow(self, sample: Sample) -> float | None:
         """Robust growth over the last minute; a trend costs a millisecond, so twice a second at most."""
@@ -315,6 +351,7 @@ class Watch:
 
     def summary(self) -> dict[str, Any]:
         """What there was, in figures."""
+        leak = self._findings.leak
         return {
             "samples": self.samples,
             "duration_s": round(self._last_s - self._start_s, 3),
@@ -322,7 +359,18 @@ class Watch:
             "peak_bytes": self._peak,
             "above_threshold": self.above,
             "ended": self.ended,
+            "leak": {"stage": leak.stage, "cause": leak.cause or None, "confidence": leak.confidence},
+            "findings": [_row_of(each) for each in self.told],
         }
+
+    def found(self) -> set[str]:
+        """Those of FAIL_ON that were found. A suspicion that was withdrawn is none."""
+        found = {"threshold"} if self.above else set()
+        if self._findings.leak.stage != "quiet" or "confirmed" in self._found:
+            found.add("leak")
+        if "rapid growth" in self._found:
+            found.add("growth")
+        return found | ({"spike"} & self._found)
 
     def finish(self) -> None:
         """Close every output, whatever ended the watch, and say how it was."""
@@ -346,6 +394,27 @@ class Watch:
             f"{format_bytes(found['average_bytes'])}, peak {format_bytes(found['peak_bytes'])}, "
             f"{found['above_threshold']} at or above {format_ratio(self._plan.threshold)}"
         )
+        for advice in self._findings.leak.advice if self._findings.leak.stage != "quiet" else ():
+            _say(advice)
+
+
+def _of_target(sample: Sample) -> Reading:
+    """The reading with what the target itself holds, as findings are about that."""
+    reading = sample.reading
+    anon = sample.usage.anon_bytes if sample.usage is not None else None
+    around = Around(monotonic_s=reading.monotonic_s, anon_bytes=anon)
+    return reading.replace(rss_bytes=sample.current_bytes, around=around)
+
+
+def _in_words(finding: Finding) -> str:
+    return f"{finding.kind} {finding.what}: {finding.text}"
+
+
+def _row_of(finding: Finding) -> dict[str, Any]:
+    row = {"kind": finding.kind, "what": finding.what, "text": finding.text, "unix_s": round(finding.unix_s, 3)}
+    if finding.leak is not None:
+        row |= {"cause": finding.leak.cause or None, "confidence": finding.leak.confidence}
+    return row
 
 
 def _say(text: str) -> None:

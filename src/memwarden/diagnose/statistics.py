@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 
-from memwarden.facts import Fact, Level, Reading, Trend
+from memwarden.facts import Fact, Leak, Level, Reading, Trend
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,12 +47,14 @@ class Statistics(Fact):
     python_threads: int
     threads: int | None
     descriptors: int | None
+    leak: Leak = Leak(stage="off")
     types: tuple[TypeRow, ...] = ()
     unknown: tuple[tuple[str, str], ...] = ()
 
     def flat(self) -> dict[str, Any]:
         """As plain data: the figures of the reading on the first level, the rest below their names."""
         found = {**self.reading.flat(), **self.as_dict(), "level": self.level.name, "trend": self.trend.as_dict()}
+        found["leak"] = self.leak.as_dict()
         found["generations"] = [each.as_dict() for each in self.generations]
         found["types"] = [each.as_dict() for each in self.types]
         found["unknown"] = {**dict(self.reading.around.unknown), **dict(self.unknown)}
@@ -60,7 +62,9 @@ class Statistics(Fact):
         return found
 
 
-def statistics(verdict: Verdict, trend: Trend, machine: Machine, *, types: bool = False) -> Statistics:
+def statistics(
+    verdict: Verdict, trend: Trend, machine: Machine, *, leak: Leak | None = None, types: bool = False
+) -> Statistics:
     """Put together what is known. `types` takes a census, which costs some 20 ms per 100,000 objects."""
     unknown: dict[str, str] = {}
     blocks = _known("python_blocks", machine.python_blocks(), "only of this very process", unknown)
@@ -81,6 +85,7 @@ def statistics(verdict: Verdict, trend: Trend, machine: Machine, *, types: bool 
         python_threads=threading.active_count(),
         threads=threads,
         descriptors=descriptors - 1 if descriptors else None,  # one was open for looking
+        leak=leak if leak is not None else Leak(stage="off"),
         types=_types() if types else (),
         unknown=tuple(unknown.items()),
     )

@@ -10,6 +10,7 @@ Reading `.level`, `.verdict` and `.reading` takes no lock and no reading: one at
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -24,7 +25,6 @@ from memwarden.sense import Machine, SystemClock, identify, make_sensor
 from memwarden.sense.cgroup import find_cgroup
 from memwarden.units import MIB, format_bytes, format_ratio, parse_bytes
 from memwarden.warden.cleanup import Cleanup
-from memwarden.warden.commands import COMMAND_S, obey
 from memwarden.warden.hooks import follow, unfollow
 from memwarden.warden.messenger import Messenger, Subscriber, running_loop
 from memwarden.warden.operations import OPERATION_S, Operations, Running, is_coroutine_function
@@ -39,11 +39,14 @@ if TYPE_CHECKING:
     from memwarden.act import Collections
     from memwarden.act.fence import Fence
     from memwarden.diagnose import Statistics
-    from memwarden.facts import Forecast, Limit, Operation, Outcome, Reading, Trend, Verdict
+    from memwarden.facts import Finding, Forecast, Leak, Limit, Operation, Outcome, Reading, Trend, Verdict
+    from memwarden.findings import Findings
     from memwarden.ports import Clock, Sheddable
     from memwarden.ports import Machine as MachinePort
+    from memwarden.warden.notices import Spoken
 
     Callback = Callable[[Level, Level, Reading], None] | Callable[[Level, Level, Reading], Awaitable[None]]
+    Listener = Callable[[Finding], None] | Callable[[Finding], Awaitable[None]]
 
 # Before any growth was seen, growth at this rate is thought possible: what a Python loop that appends can do (32 to
 # 100 MiB/s on this decade's cores). It only decides how often a calm process is looked at.
@@ -62,6 +65,9 @@ STILL_RATIO = 64
 FENCE_S = 0.05
 # Set by `memwarden run`, which moves the fence from outside and better.
 FENCED = "MEMWARDEN_FENCED"
+# The command slot of a black box on disk is looked at so often. The wake-up costs 60 to 75 us of CPU, the look
+# itself 0.6 us: below 0.01 % of one core.
+COMMAND_S = 1.0
 RECENT_OUTCOMES = 100
 
 
@@ -119,6 +125,11 @@ class Warden:
         self._verdict: Verdict | None = None
         self._acted_on = Level.NORMAL
         self._fence: Fence | None = None
+        self._findings = self._make_findings() if self.config.leak_detection else None
+        from memwarden.warden.crew import Crew
+
+        self._crew = Crew(self._lock)
+        self._spoken: Spoken | None = None
         self._box: BlackBox | None = None
         self._box_pid = 0
         self._due_s = float("-inf")
@@ -135,6 +146,31 @@ class Warden:
             emergency=config.emergency,
             leave_gap=config.leave_gap,
             dwell_s=config.dwell_s,
+        )
+
+    def _make_findings(self) -> Findings:
+        config = self.config
+        machine, declared, work = self._machine, self._cleanup.declared_bytes, self._measured.work
+
+        def columns() -> dict[str, float | None]:
+            generations = gc.get_stats()
+            return {
+                "python_blocks": machine.python_blocks(),
+                "native_in_use_bytes": machine.native_in_use_bytes(),
+                "declared_cache_bytes": declared(),
+                "work_done": work(),
+                "gc_collected": sum(each["collected"] for each in generations),
+                "gc_uncollectable": sum(each["uncollectable"] for each in generations),
+            }
+
+        from memwarden.findings import Findings
+
+        return Findings(
+            clock=self._clock,
+            pid=os.getpid(),
+            leak_s=max(config.leak_interval_s, config.interval_s),
+            window_s=config.window_s,
+            columns=columns,
         )
 
     # --- life --------------------------------------------------------------------------------------------------
@@ -159,6 +195,10 @@ class Warden:
         self._need_log()
         self._machine.trim()
         self._machine.forked()
+        if self._findings is not None:
+            from memwarden.warden import notices  # noqa: F401
+
+            self._findings.warm_up()
         if self._subscribers:
             self._need_messenger()
         return self
@@ -214,6 +254,8 @@ class Warden:
         with self._lock:
             self._box, self._box_pid = box, os.getpid()
             self._place_box()
+            if folder is not None and box.path is not None and config.leader:
+                self._join_the_crew(folder)
 
     def _own_box(self) -> BlackBox | None:
         """The black box, unless it is that of a parent: after a fork in C, which runs no hook, it would be."""
@@ -242,6 +284,7 @@ class Warden:
         thread = self._halt()
         with self._lock:
             self._lower_fence()
+        self._crew.resign()
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout=10.0)
         messenger, self._messenger = self._messenger, None
@@ -279,7 +322,9 @@ class Warden:
         """In a forked child: no thread of ours came along, and the black box is the parent's."""
         running, fenced = self._thread is not None, self._fence is not None
         self._lower_fence()
+        inherited = self._crew
         self._begin_life()
+        inherited.disown(self._lock)
         if fenced:
             self._raise_fence()  # moved for the first time at the first tick
         for each in self._subscribers:
@@ -323,6 +368,8 @@ class Warden:
         command = box.command() if box is not None else None
         if box is not None and command is not None:
             identity, verb = command
+            from memwarden.warden.commands import obey
+
             text = obey(verb, self)
             with self._lock:
                 box.answer(identity, text)
@@ -336,6 +383,7 @@ class Warden:
                 verdict = self._tick(late_s)
                 self._act(verdict)
                 self._tend(verdict)
+                self._look_for_findings(verdict)
         except Exception:  # noqa: BLE001  the guarded process must not lose its warden, nor its standard error
             self.errors += 1
             if self.errors in (1, 10, 100, 1000):
@@ -351,6 +399,8 @@ class Warden:
         if verdict is None or seen is None or verdict.level or self._in_flight or self.config.pressure_file is not None:
             return False
         now_s, reading = self._clock.monotonic(), verdict.reading
+        if self._findings is not None and now_s >= self._findings.leak_due_s:
+            return False
         if now_s - reading.monotonic_s >= STILL_S or reading.headroom_bytes is None or reading.used_bytes is None:
             return False
         thrifty = now_s < self._count_due_s
@@ -385,7 +435,8 @@ class Warden:
         if verdict is None or self._measured.busy():
             longest = min(longest, OPERATION_S)
         if verdict is not None:
-            longest = min(longest, LONGEST_S[verdict.level], self._headroom_s(verdict.reading))
+            if config.warning_faster:
+                longest = min(longest, LONGEST_S[verdict.level], self._headroom_s(verdict.reading))
             if self._fence is not None and self._fence.is_up and (verdict.reading.pressure_ratio or 0) > 0.5:
                 longest = min(longest, FENCE_S)
         return max(config.min_interval_s, longest)
@@ -434,11 +485,19 @@ class Warden:
 
     def _act(self, verdict: Verdict) -> None:
         """CRITICAL climbs the ladder until it is relieved; EMERGENCY climbs all of it, at once when it begins."""
-        before, self._acted_on = self._acted_on, verdict.level
+        before = self._acted_on
         if (before >= Level.CRITICAL) != (verdict.level >= Level.CRITICAL):
             self._ladder.rest()
-        if verdict.level < Level.CRITICAL or not self.config.relieve:
+        if not self._may_act(verdict):
+            self._acted_on = min(before, verdict.level)  # an emergency that has to wait begins when it is acted on
             return
+        self._acted_on = verdict.level
+        try:
+            self._climb(verdict, before)
+        finally:
+            self._crew.end_turn()
+
+    def _climb(self, verdict: Verdict, before: Level) -> None:
         emergency = verdict.level is Level.EMERGENCY
         for outcome in self._ladder.climb(
             f"{verdict.level.name} by itself",
@@ -457,10 +516,99 @@ class Warden:
         if not self._ladder.due(self._collector, expected_s=self._collector.expected_s()):
             return
         why = self._collector.wanted(verdict.reading.pressure_ratio)
+        if why and self._crew.take_turn():
+            try:
+                self._trim_and_collect(f"periodic check: {why}")
+            finally:
+                self._crew.end_turn()
+
+    def _trim_and_collect(self, reason: str) -> int:
+        """A collection with a trim before it, or what that returns would be put down to the collection; bytes freed."""
+        freed = 0
+        if self._ladder.due(self._cleanup.trim):
+            freed += self._report(self._ladder.apply(self._cleanup.trim, "before a collection")).freed_bytes or 0
+        return freed + (self._report(self._ladder.apply(self._collector, reason)).freed_bytes or 0)
+
+    # --- what it finds out about this process --------------------------------------------------------------------
+
+    def _look_for_findings(self, verdict: Verdict) -> None:
+        """Leaks, rapid growth and spikes, at their own slow rate; and whether the leader is gone."""
+        now_s, findings = verdict.reading.monotonic_s, self._findings
+        if now_s >= self._crew.due_s:
+            self._hear()
+        if findings is None or now_s < findings.due_s:
+            return
+        for each in findings.sample(verdict.reading, calm=verdict.level < Level.CRITICAL):
+            self._tell(each)
+        if findings.wants_probe and verdict.level < Level.CRITICAL:
+            self._probe(findings)
+
+    def _probe(self, findings: Findings) -> None:
+        """On a suspicion: what do a collection and a trim give back? When they are safe here and in their share."""
+        config, collector = self.config, self._collector
+        if not (config.leak_probe and config.relieve and config.proactive_gc):
+            return
+        if self._ladder.due(collector, expected_s=collector.expected_s()) and self._crew.take_turn():
+            try:
+                findings.probed(max(0, self._trim_and_collect("a leak is suspected")))
+            finally:
+                self._crew.end_turn()
+
+    def _tell(self, finding: Finding) -> None:
+        """Into the own black box at once; to people by the leader."""
+        with self._lock:
+            box = self._own_box()
+            if box is not None:
+                box.event(finding.unix_s, finding.monotonic_s, finding.kind, f"{finding.what}: {finding.text}")
+        if not self._crew.pass_on(finding):
+            self._speak(finding)
+
+    def _speak(self, finding: Finding) -> None:
+        """Log line and callbacks, unless the same was told of another worker of late."""
+        if self._spoken is None:
+            from memwarden.warden.notices import Spoken
+
+            self._spoken = Spoken()
+        self._need_log()
+        if not self._spoken.is_news(finding):
+            self._log.debug("pid %d too: %s %s: %s", finding.pid, finding.kind, finding.what, finding.text)
+            return
+        urgent = finding.what in {"suspected", "confirmed", "began"}
+        of = "" if finding.pid == os.getpid() else f"pid {finding.pid}: "
+        (self._log.warning if urgent else self._log.info)("%s%s %s: %s", of, finding.kind, finding.what, finding.text)
+        if urgent and finding.leak is not None:
+            for advice in finding.leak.advice[1:]:
+                self._log.warning("%s", advice)
+        self._call("on_finding", finding)
+        if finding.kind == "leak":
+            self._call("on_leak", finding)
+
+    # --- among the workers of a cgroup ---------------------------------------------------------------------------
+
+    def _join_the_crew(self, folder: str) -> None:
+        """Where there is a run folder: one process of the cgroup speaks for all and acts first."""
+        place = self._sensor.place
+        cgroup = place.binding or (place.cgroup.folder if place.cgroup is not None else None)
+        self._crew.stand(folder, cgroup, self._machine)
+        self._hear()
+
+    def _hear(self) -> None:
+        """The leader tells what the others passed on."""
+        for each in self._crew.news(self._clock.monotonic(), self._clock.wall()):
+            self._speak(each)
+        why = self._crew.why_alone()
         if why:
-            if self._ladder.due(self._cleanup.trim):  # or what it returns would be put down to the collection
-                self._report(self._ladder.apply(self._cleanup.trim, "before a collection"))
-            self._report(self._ladder.apply(self._collector, f"periodic check: {why}"))
+            self._need_log()
+            self._log.warning("no leader among the workers of this cgroup, each speaks for itself: %s", why)
+
+    def _may_act(self, verdict: Verdict) -> bool:
+        """Whether a cleanup by itself is in place now: by the settings, and among the workers of the cgroup."""
+        config, level = self.config, verdict.level
+        if level < Level.CRITICAL or not config.relieve:
+            return False
+        if not (config.emergency_cleanup if level is Level.EMERGENCY else config.critical_cleanup):
+            return False
+        return self._crew.may_act(verdict)
 
     def _ratio(self, verdict: Verdict) -> float | None:
         """The share of the limit in use for the lines of actions; None, above all of them, where it was forced."""
@@ -503,16 +651,24 @@ class Warden:
         if box is not None:
             text = f"{old.name} -> {verdict.level.name}: {reasons(verdict)}"
             box.event(reading.unix_s, reading.monotonic_s, "level", text)
+        self._call("on_change", old, verdict.level, reading)
+
+    def _call(self, given_to: str, *words: Any) -> None:
+        """Have the callbacks that were given there called with these."""
         for subscriber in tuple(self._subscribers):
-            try:
-                self._need_messenger().send(subscriber, (old, verdict.level, reading))
-            except RuntimeError as error:  # no thread can be had any more
-                self._log.warning("a callback of on_change is not called: %s", error)
+            if subscriber.given_to == given_to:
+                try:
+                    self._need_messenger().send(subscriber, words)
+                except RuntimeError as error:  # no thread can be had any more
+                    self._log.warning("a callback of %s is not called: %s", given_to, error)
 
     def _say_change(self, old: Level, verdict: Verdict) -> None:
         self._need_log()
         reading = verdict.reading
-        (self._log.warning if verdict.level > old else self._log.info)(
+        say = self._log.warning if verdict.level > old else self._log.info
+        if reading.scope != "process" and not self._crew.leads():
+            say = self._log.debug  # the others of this cgroup see the same: the leader says it
+        say(
             "memory %s -> %s: %s of %s (%s): %s", old.name, verdict.level.name, format_bytes(reading.used_bytes),
             format_bytes(reading.limit_bytes), format_ratio(reading.usage_ratio), reasons(verdict),
         )  # fmt: skip
@@ -560,6 +716,28 @@ class Warden:
             self._tick(0.0)
             self._hurry()
 
+    @property
+    def leak(self) -> Leak:
+        """What the watch for leaks says now. It watches while the loop runs, from the 40th sample on."""
+        from memwarden.facts import Leak
+
+        findings = self._findings
+        if findings is None or not self.config.enabled:
+            return Leak(stage="off", reason="leak detection is switched off")
+        return findings.leak
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process speaks and acts first for the workers of its cgroup; true where it is alone."""
+        return self._crew.leads()
+
+    def work_done(self, count: float = 1) -> None:
+        """Count work for the leak verdict (requests, jobs, rows): growth is laid against it and not against time.
+
+        Where nobody calls it, the operations that ended are the work.
+        """
+        self._measured.count(count)
+
     def trend(self) -> Trend:
         """How what counts against the limit moved over the window. Costs milliseconds: not for a hot path."""
         from memwarden.judge.trend import trend
@@ -583,6 +761,9 @@ class Warden:
         found = recommendations(
             self.trend(), self.forecast(), limit_bytes=self.limit.bytes, recommended_bytes=self.recommended_limit()
         )
+        leak = self.leak
+        if leak.stage in {"suspected", "confirmed"}:
+            found = (*leak.advice, *(each for each in found if each != "memory is stable"))
         return (*found, about_collector) if about_collector else found
 
     def recommended_limit(self) -> int | None:
@@ -598,7 +779,7 @@ class Warden:
         """All that is known about this process now (row M10); `types` adds a census: 20 ms per 100,000 objects."""
         from memwarden.diagnose.statistics import statistics
 
-        return statistics(self.verdict, self.trend(), self._machine, types=types)
+        return statistics(self.verdict, self.trend(), self._machine, leak=self.leak, types=types)
 
     @property
     def clock(self) -> Clock:
@@ -649,9 +830,24 @@ class Warden:
         A coroutine function runs on the event loop that is running at this moment, else on one of its own. Callbacks
         run in a thread of their own, in order: one that hangs or raises does not stop the watch.
         """
+        return self._subscribe(callback, "on_change")
+
+    def on_leak(self, callback: Listener) -> Callable[[], None]:
+        """Call `callback(finding)` when a leak is suspected, confirmed, withdrawn or resolved: each once.
+
+        Otherwise as `on_change`. Among the workers of one cgroup the leader calls its callbacks for all of them:
+        `finding.pid` says who leaks.
+        """
+        return self._subscribe(callback, "on_leak")
+
+    def on_finding(self, callback: Listener) -> Callable[[], None]:
+        """Call `callback(finding)` for every finding: leaks, rapid growth, spikes. Otherwise as `on_leak`."""
+        return self._subscribe(callback, "on_finding")
+
+    def _subscribe(self, callback: Any, given_to: str) -> Callable[[], None]:
         if is_coroutine_function(callback):
             import asyncio  # noqa: F401  now, and not in an emergency: 11 MiB
-        entry = Subscriber(callback, "on_change")
+        entry = Subscriber(callback, given_to)
         self._subscribers.append(entry)
         if self._thread is not None:
             with self._lock:

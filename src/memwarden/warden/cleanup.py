@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from memwarden.act import Collect, Drop, Ladder, Shed, Strategy, Trim
 from memwarden.act.ladder import Need
-from memwarden.act.strategies import METRICS, OWN_ABOVE, OWN_PRIORITY, SNAPSHOTS, TAGS
+from memwarden.act.strategies import METRICS, OWN_ABOVE, OWN_PRIORITY, SNAPSHOTS, TAGS, in_time
 from memwarden.errors import ConfigError
 from memwarden.units import parse_ratio
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from memwarden.judge import History, Judge
     from memwarden.ports import Action, Clock, Machine, Sheddable
 
+# How long a cache may take to say how much it holds: it is asked every few seconds, and waited for.
+HELD_S = 1.0
+
 
 class Cleanup:
     """Made once for a Warden; `begin_life` makes the ladder, anew in a forked child. What was registered stays."""
@@ -30,6 +33,8 @@ class Cleanup:
         self._config, self._machine, self._clock, self._rss_bytes = config, machine, clock, rss_bytes
         self._need = Need()
         self._registered: list[Action] = []
+        self._held_bytes: dict[str, int] = {}
+        self._mute: set[str] = set()
 
     def begin_life(self, lock: threading.RLock, operations: deque[Operation], history: History, judge: Judge) -> Ladder:
         """A ladder on which every action is fresh. `lock` guards the history."""
@@ -95,6 +100,24 @@ class Cleanup:
             what = f"a {type(sheddable).__name__} cannot shed"
             raise ConfigError(what, where="add_sheddable", mend="it needs name, held_bytes and shed(size_bytes)")
         return self._register(Shed(sheddable, need=self._need, clock=self._clock))
+
+    def declared_bytes(self) -> int | None:
+        """What all sheddables hold together; None where there are none.
+
+        One that raises or hangs is asked no more, and said once; what it held last goes on counting.
+        """
+        declared = [each for each in tuple(self._registered) if isinstance(each, Shed)]
+        for each in declared:
+            if each.name in self._mute:
+                continue
+            try:
+                in_time(lambda each=each: self._held_bytes.__setitem__(each.name, each.held_bytes()), HELD_S)  # type: ignore[misc]
+            except Exception as error:  # noqa: BLE001  code of the application may raise anything
+                self._mute.add(each.name)
+                import logging
+
+                logging.getLogger("memwarden.warden").warning("%s does not say what it holds: %s", each.name, error)
+        return sum(self._held_bytes.get(each.name, 0) for each in declared) if declared else None
 
     def _register(self, action: Action) -> Callable[[], None]:
         with self._lock:

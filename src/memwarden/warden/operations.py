@@ -38,6 +38,7 @@ class Operations:
         self.in_flight: set[Running] = set()
         self.recent: deque[Operation] = deque(maxlen=RECENT_OPERATIONS)
         self._busy_until_s = float("-inf")
+        self._ended, self._counted = 0, 0.0
 
     def busy(self) -> bool:
         """Whether some are in flight or were a moment ago."""
@@ -47,6 +48,15 @@ class Operations:
         """One look at resident memory for all that are in flight."""
         for each in tuple(self.in_flight):
             each.sample(rss_bytes)
+
+    def count(self, work: float) -> None:
+        """So much work was done, whatever its unit: from now on that is counted, and not operations."""
+        # Two threads at once may lose some. Who reads it must bear that: a lock here would be paid by every request.
+        self._counted += work
+
+    def work(self) -> float | None:
+        """The work done so far: what was counted, else the operations that ended; None where there were none."""
+        return self._counted or self._ended or None
 
     def begin(self, operation: Running, box: BlackBox | None) -> None:
         """It is in flight from now on, and stands in the black box, where there is one."""
@@ -70,6 +80,7 @@ class Operations:
         self.in_flight.discard(operation)
         now_s = self._clock.monotonic()
         self._busy_until_s = now_s + BUSY_S
+        self._ended += 1
         if box is not None and operation.box is box:
             box.end(operation.slot)
         operation.box = None
