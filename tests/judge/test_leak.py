@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memwarden.judge.leak import PARTS, UNACCUSED, judge, plain_rule
-from memwarden.judge.leak_model import AGAINST, MODELS, SAYS, Term, figure_of
+from memwarden.judge.leak_model import AGAINST, MODELS, SAYS, Model, figure_of
 from memwarden.judge.shape import closed_gaps, floors, shape
 from memwarden.judge.signs import Columns, signs
 
@@ -200,20 +200,37 @@ def test_the_plain_rule_is_half_as_much_again_over_sixty_samples() -> None:
     assert plain_rule([1.0, 2.0, 3.0], ratio=2.0, samples=3)
 
 
-def test_every_number_of_the_model_can_be_explained_and_pulls_its_own_way() -> None:
+def test_every_number_of_the_model_can_be_explained() -> None:
     assert set(MODELS) == {"resident", "blocks", "live"}
-    for model in MODELS.values():
-        assert model.terms
-        for term in model.terms:
-            assert figure_of(term.sign) in SAYS
-            assert (term.weight < 0) == (figure_of(term.sign) in AGAINST)
-            assert term.width > 0
+    assert set(SAYS) >= AGAINST
+    for kind, model in MODELS.items():
+        assert model.rules
+        asked = [each for sign, line, *sides in model.rules for each in ((sign, line), *(side[:2] for side in sides))]
+        for sign, line in asked:
+            assert figure_of(sign) in SAYS
+            assert isfinite(line)
+            assert kind != "resident" or not sign.startswith(("blocks", "live"))
 
 
-def test_an_unknown_sign_counts_nothing() -> None:
-    term = Term("resident_tau", 0.5, 0.2, 1.0)
-    assert term.worth({}) == term.worth({"resident_tau": nan}) == 0
-    assert term.worth({"resident_tau": 0.9}) > 0 > term.worth({"resident_tau": 0.1})
+RULES = Model(-0.5, (("resident_tau", 0.5, ("resident_step", 1.0, -0.5, -2.0), ("resident_step", 1.0, 3.0, -1.0)),))
+
+
+@pytest.mark.parametrize(("tau", "step", "total"), [(0.4, 0, -1), (0.4, 2, -2.5), (0.9, 0, 2.5), (0.9, 2, -1.5)])
+def test_a_rule_asks_two_questions_and_its_answer_is_added(tau: float, step: float, total: float) -> None:
+    assert RULES.score({"resident_tau": tau, "resident_step": step}) == pytest.approx(1 / (1 + exp(-total)))
+
+
+def test_an_unknown_sign_is_above_no_line_and_no_reason() -> None:
+    assert RULES.score({}) == RULES.score({"resident_tau": nan}) == RULES.score({"resident_tau": 0, "resident_step": 0})
+    assert RULES.reasons({}) == []
+
+
+def test_the_reasons_are_the_signs_that_speak_for_the_answer() -> None:
+    assert RULES.reasons({"resident_tau": 0.9, "resident_step": 0}) == [
+        "resident memory: its floors rise in order",
+        "resident memory: it is no step",
+    ]
+    assert RULES.reasons({"resident_tau": 0.9, "resident_step": 2}) == ["resident memory: it is a step"]
 
 
 @given(st.lists(st.floats(0, 1e15), min_size=8, max_size=40))
