@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from memwarden.judge.leak import PARTS, UNACCUSED, judge, plain_rule
 from memwarden.judge.leak_model import AGAINST, MODELS, SAYS, Model, figure_of
-from memwarden.judge.shape import closed_gaps, floors, shape
+from memwarden.judge.shape import MIDDLES, closed_gaps, floors, middles, shape
 from memwarden.judge.signs import Columns, signs
 
 if TYPE_CHECKING:
@@ -88,6 +88,21 @@ def test_memory_that_follows_rising_traffic_is_never_accused(seed: int, factor: 
     values = [100 * MIB * (1 + 0.1 * each) for each in flight]
     look = judge(columns(values, work_done=work))
     assert not look.accused
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_leak_under_falling_traffic_is_seen_at_equal_traffic(seed: int) -> None:
+    rng = Random(seed)
+    rates = [(1.6 - 1.2 * i / 160) * rng.uniform(0.9, 1.1) for i in range(160)]
+    work, done, blocks = [], 0.0, []
+    for rate in rates:
+        done += rate
+        work.append(done * 100)
+        blocks.append(1e6 * (1 + 0.5 * rate + 0.3 * done / 160 + rng.gauss(0, 0.003)))
+    rss = [100 * MIB + 64 * each for each in blocks]
+    found = signs(columns(rss, work_done=work, python_blocks=blocks))
+    assert found["blocks_growth"] < 0 < 10 < found["blocks_partial_sure"]
+    assert judge(columns(rss, work_done=work, python_blocks=blocks)).barred == ""
 
 
 @given(st.lists(st.one_of(st.floats(0, 1e18), st.just(nan)), min_size=1, max_size=120), st.data())
@@ -237,6 +252,24 @@ def test_the_reasons_are_the_signs_that_speak_for_the_answer() -> None:
 @few
 def test_a_shape_is_finite_whatever_the_floors(ys: list[float]) -> None:
     assert all(isfinite(value) for value in shape(list(zip(map(float, range(len(ys))), ys, strict=True))).values())
+
+
+@given(st.lists(st.floats(0, 1e15), min_size=0, max_size=90))
+@few
+def test_the_middles_are_finite_whatever_the_values(ys: list[float]) -> None:
+    found = middles([float(i) for i in range(len(ys))], ys)
+    assert tuple(found) == MIDDLES
+    assert all(isfinite(value) for value in found.values())
+
+
+def test_an_even_rise_is_told_from_one_step() -> None:
+    places = [float(i) for i in range(120)]
+    ramp, step = middles(places, [100 + i for i in places]), middles(places, [100 + 100 * (i > 61) for i in places])
+    assert ramp["even"] == pytest.approx(1, abs=0.01)
+    assert step["even"] < 0.4
+    assert ramp["slowest"] == pytest.approx(1, abs=0.05)
+    assert step["typical"] == 0
+    assert step["without_four"] <= 0 < ramp["without_four"]
 
 
 def test_a_floor_is_the_lowest_of_its_share_of_the_time() -> None:

@@ -152,9 +152,12 @@ def signs(columns: Columns) -> dict[str, float]:
     if "resident_growth" not in found:
         return {}
     known = {name: values for name, values in series.items() if values}
-    return found | _traffic(seen, known) | {"collected": _collected(seen), "explained": _explained(points)} | {
-        "lasted_s": seen.t_s[-1] - seen.t_s[0]
-    }
+    return (
+        found
+        | _traffic(seen, known)
+        | {"collected": _collected(seen), "explained": _explained(points)}
+        | {"lasted_s": seen.t_s[-1] - seen.t_s[0]}
+    )
 
 
 def _points(columns: Columns, values: Column) -> list[tuple[float, float, float]]:
