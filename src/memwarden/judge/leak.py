@@ -44,10 +44,10 @@ EXPLAINED = 0.3
 # With traffic held still, growth that is less sure than this (its t value) is the traffic's.
 SURE = 2.0
 # What is resident follows the traffic with delay, so that with less of a rise it has to prove more: of rising traffic
-# alone 0 of 300 series are accused then, and 65 by the lines above.
-TRAFFIC_ROSE_SOME, BY_TRAFFIC, SURE_OF_RESIDENT = 0.3, 0.8, 5.0
+# alone fewer than 1 in 1000 series are accused then, and every fifth by the lines above.
+TRAFFIC_ROSE_SOME, BY_TRAFFIC, SURE_OF_RESIDENT = 0.2, 1.0, 8.0
 # With it taken out, growth that is so sure and in such order needs no rising floors.
-VERY_SURE, IN_ORDER = 6.0, 0.7
+VERY_SURE, IN_ORDER = 8.0, 0.7
 # Traffic whose last third is so much above its first (logarithm) may explain growth; below it cannot.
 TRAFFIC_ROSE = 0.5
 

@@ -54,6 +54,8 @@ def closed_gaps(times_s: Sequence[float], values: Sequence[float]) -> tuple[list
     if not steps:
         return [t for t, _ in known], [v for _, v in known]
     usual_s = robust.quantile(steps, 0.75)
+    if steps[-1] <= GAP_INTERVALS * usual_s:
+        return [t for t, _ in known], [v for _, v in known]
     kept_t, kept_v = [known[0][0]], [known[0][1]]
     off_s = off = 0.0
     for (before_s, before), (t_s, value) in pairwise(known):
