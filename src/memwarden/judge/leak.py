@@ -1,10 +1,10 @@
 """Is it a leak? One verdict on the columns of a recording: suspicion, cause, confidence, evidence in words (row M8).
 
 Two judges must agree. A score, fitted on recordings of real programs and on generated series (`leak_model`, plain
-numbers), says how much the signs look like those of programs that leaked; a gate says what is no leak whatever the score: memory that did not
-grow, that stopped growing, or that jumped once. `judge` looks at one window; `replay` looks again and again as the
-recording grows, as a warden does: SUSPECTED is two accusing looks running, CONFIRMED needs more than that (see
-`leakwatch`). The method is that of docs/explanation/leak-verdict.md. Pure.
+numbers), says how much the signs look like those of programs that leaked; a gate says what is no leak whatever the
+score: memory that did not grow, that stopped growing, or that jumped once. `judge` looks at one window; `replay` looks
+again and again as the recording grows, as a warden does: SUSPECTED is two accusing looks running, CONFIRMED needs more
+than that (see `leakwatch`). The method is that of docs/explanation/leak-verdict.md. Pure.
 """
 
 from __future__ import annotations
