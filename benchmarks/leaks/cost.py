@@ -1,13 +1,14 @@
 """What one verdict costs, beside the same figures written plainly in numpy: `python -m benchmarks.leaks.cost`.
 
 240 samples with every column. The numpy arm computes the figures of the shapes only (`memwarden.judge.shape`), from
-the same floors, one array expression per figure, and must agree with them; all that a verdict does beyond that (gate,
+the same buckets, one array expression per figure, and must agree with them; all that a verdict does beyond that (gate,
 score, words) is in the first arm alone. Needs numpy.
 """
 
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -103,9 +104,81 @@ def shape_in_numpy(times_s: Any, values: Any) -> dict[str, float]:
     }
 
 
-def shape_in_python(times_s: Any, values: Any) -> dict[str, float]:
+def _sure(ys: Any) -> float:
+    n = len(ys)
+    places = np.arange(n) - (n - 1) / 2
+    xx = (places**2).sum()
+    slope = (places * (ys - ys.mean())).sum() / xx
+    left = ys - ys.mean() - slope * places
+    reach = min(6, n // 4)
+    off = left - left.mean()
+    together = np.correlate(off, off, "full")[n - 1 : n + reach]
+    lingering = 1 + 2 * ((1 - np.arange(1, reach + 1) / (reach + 1)) * together[1:] / together[0]).sum()
+    news = np.clip(1 / lingering, 0.05, 1) if lingering > 0 else 1.0
+    error = np.sqrt(((left**2).sum() / (n - 2) + STILL**2) / xx / news)
+    return float(np.clip(slope / error, -60, 60))
+
+
+def _even(ys: Any) -> float:
+    lift = np.diff(ys)
+    return float((ys[-1] - ys[0]) / np.sqrt(len(lift) * (lift**2).sum() + STILL**2))
+
+
+def middles_in_numpy(values: Any) -> dict[str, float]:
+    """The figures of `memwarden.judge.shape.middles` for a series without gaps."""
+    many = min(plain.BUCKETS, len(values) // plain.LEAST_PER_BUCKET)
+    edges = np.arange(many + 1) * len(values) // many
+    parts = [values[a:b] for a, b in pairwise(edges)]
+    low = np.array([np.quantile(part, 0.25) for part in parts]) / np.median(values)
+    mean = np.array([part.mean() for part in parts]) / np.median(values)
+    wide = np.array([low[i : i + plain.TOGETHER].mean() for i in range(0, many, plain.TOGETHER)])
+    rise, lift, xs = wide[-1] - wide[0], np.diff(low), np.linspace(0, 1, many)
+    far = low[many // 4 :] - low[: -(many // 4)]
+    pace = max(abs(far.mean()), STILL)
+    line = _line_error(xs, low)
+    bends = [_line_error(np.minimum(xs, xs[k]), low) for k in range(2, many - 2)]
+    quarter, half = many // 4, many // 2
+    end = low[-quarter:].mean() - low[-2 * quarter : -quarter].mean()
+    jumps = lift / np.sqrt(2)
+    scatter = 1.4826 * np.median(np.abs(jumps - np.median(jumps))) + STILL
+    off = lift - lift.mean()
+    best = _steps(low)
+    at = int(np.argmin(best)) + 1
+    spread = [((part - part.mean()) ** 2).sum() for part in (low[:at], low[at:])]
+    stairs = [min(_steps(p), default=np.inf) + other for p, other in ((low[:at], spread[1]), (low[at:], spread[0]))]
+    return {
+        "low_tau": _tau(low),
+        "low_sure": _sure(low),
+        "mean_sure": _sure(mean),
+        "low_growth": float(np.clip(rise, -5, 5)),
+        "low_over_noise": float(np.clip(rise / scatter, -60, 60)),
+        "even": _even(low),
+        "wide_even": _even(wide),
+        "slowest": float(np.clip(np.quantile(far, 0.25) / pace, -2, 2)),
+        "typical": float(np.clip(np.median(far) / pace, -2, 2)),
+        "without_four": float(np.clip((rise - np.sort(lift)[-4:].sum()) / (abs(rise) + STILL), -2, 2)),
+        "echo": float((off[1:] * off[:-1]).sum() / ((off**2).sum() + STILL**2)),
+        "early_sure": _sure(low[:half]),
+        "late_sure": _sure(low[half:]),
+        "end_rise": float(np.clip(end / scatter, -30, 30)),
+        "end_share": float(np.clip(end / (abs(rise) + STILL), -2, 2)),
+        "low_bend": _gain(line, min(bends), many),
+        "low_knee": float(xs[2 + int(np.argmin(bends))]) if min(bends) < line else 1.0,
+        "low_step": _gain(line, min(best), many),
+        "low_stairs": _gain(line, float(min(stairs)), many),
+        "low_saturation": _gain(line, min(_line_error(1 - np.exp(-xs / s), low) for s in plain.SATURATIONS), many),
+    }
+
+
+def shapes_in_numpy(times_s: Any, values: Any) -> dict[str, float]:
+    """All figures of one series."""
+    return shape_in_numpy(times_s, values) | middles_in_numpy(values)
+
+
+def shapes_in_python(times_s: Any, values: Any) -> dict[str, float]:
     """The same by memwarden."""
-    return plain.shape([(times_s[i], value) for i, value in plain.floors(times_s, values)])
+    floors = [(times_s[i], value) for i, value in plain.floors(times_s, values)]
+    return plain.shape(floors) | plain.middles(times_s, values)
 
 
 def least(call: Callable[[], object], repeats: int = 40) -> float:
@@ -126,13 +199,13 @@ def main() -> None:
     series = [(list(seen.t_s), values) for values in (resident(seen), live(seen), list(seen["python_blocks"]))]
     arrays = [(np.array(t_s), np.array(values)) for t_s, values in series]
     for lists, array in zip(series, arrays, strict=True):
-        here, there = shape_in_python(*lists), shape_in_numpy(*array)
+        here, there = shapes_in_python(*lists), shapes_in_numpy(*array)
         worst = max(here, key=lambda name: abs(here[name] - there[name]))
         if abs(here[worst] - there[worst]) > 1e-3:
             raise SystemExit(f"{worst}: {here[worst]} in Python, {there[worst]} in numpy")
     whole = least(lambda: judge(columns))
-    python = least(lambda: [shape_in_python(*each) for each in series])
-    numpy = least(lambda: [shape_in_numpy(*each) for each in arrays])
+    python = least(lambda: [shapes_in_python(*each) for each in series])
+    numpy = least(lambda: [shapes_in_numpy(*each) for each in arrays])
     print(f"one verdict, 240 samples, all columns: {whole:.2f} ms")
     print(f"its shapes: {python:.2f} ms in Python, {numpy:.2f} ms in numpy")
     print(f"verdict / shapes in numpy {whole / numpy:.2f}; shapes / shapes {python / numpy:.2f}")

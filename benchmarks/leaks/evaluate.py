@@ -1,7 +1,7 @@
 """How good the verdict is on programs that its numbers never saw: `python -m benchmarks.leaks.evaluate`.
 
 Ten times a tenth of the programs is left out, the model is fitted to the rest (with the lines of the shipped one),
-and the runs of those left out are judged as `analyze` judges them. Needs numpy and scipy.
+and the runs of those left out are judged as `analyze` judges them. Needs numpy.
 """
 
 from __future__ import annotations

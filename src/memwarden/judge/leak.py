@@ -1,15 +1,15 @@
 """Is it a leak? One verdict on the columns of a recording: suspicion, cause, confidence, evidence in words (row M8).
 
-Two judges must agree. A score, fitted on recordings of real programs (`leak_model`, plain numbers), says how much the
-signs look like those of programs that leaked; a gate says what is no leak whatever the score: memory that did not
-grow, that stopped growing, or that jumped once. `judge` looks at one window; `replay` looks again and again as the
-recording grows, as a warden does: SUSPECTED is two accusing looks running, CONFIRMED needs more than that (see
-`leakwatch`). The method is that of docs/explanation/leak-verdict.md. Pure.
+Two judges must agree. A score, fitted on recordings of real programs and on generated series (`leak_model`, plain
+numbers), says how much the signs look like those of programs that leaked; a gate says what is no leak whatever the
+score: memory that did not grow, that stopped growing, or that jumped once. `judge` looks at one window; `replay` looks
+again and again as the recording grows, as a warden does: SUSPECTED is two accusing looks running, CONFIRMED needs more
+than that (see `leakwatch`). The method is that of docs/explanation/leak-verdict.md. Pure.
 """
 
 from __future__ import annotations
 
-from math import isnan
+from math import inf, isnan, nan
 
 from memwarden.facts import Fact
 from memwarden.judge import leak_model, robust
@@ -43,6 +43,11 @@ CACHED = 0.6
 EXPLAINED = 0.3
 # With traffic held still, growth that is less sure than this (its t value) is the traffic's.
 SURE = 2.0
+# What is resident follows the traffic with delay, so that with less of a rise it has to prove more: of rising traffic
+# alone fewer than 1 in 1000 series are accused then, and every fifth by the lines above.
+TRAFFIC_ROSE_SOME, BY_TRAFFIC, SURE_OF_RESIDENT = 0.2, 1.0, 8.0
+# With it taken out, growth that is so sure and in such order needs no rising floors.
+VERY_SURE, IN_ORDER = 8.0, 0.7
 # Traffic whose last third is so much above its first (logarithm) may explain growth; below it cannot.
 TRAFFIC_ROSE = 0.5
 
@@ -171,6 +176,8 @@ def _barred(found: Mapping[str, float], growth: Growth) -> str:
     """The cause that forbids an accusation; empty where none does."""
     if growth.cached and growth.cached >= CACHED * (growth.cached + max(growth.resident, growth.live or 0.0)):
         return "cache"
+    if any(_grows_at_equal_traffic(found, name) for name in SERIES):
+        return ""
     suspects = [name for name in SERIES if _grows(found, name)]
     if len(suspects) > 1 and suspects[0] == "resident" and found["explained"] > EXPLAINED:
         del suspects[0]  # it rises because what is in use rises: that is the one to ask
@@ -189,7 +196,23 @@ def _not_growth(found: Mapping[str, float], name: str) -> str:
 
 
 def _by_traffic(found: Mapping[str, float], name: str) -> bool:
-    return found["traffic"] > TRAFFIC_ROSE and found.get(f"{name}_partial_sure", SURE) < SURE
+    sure, growth = found.get(f"{name}_partial_sure", SURE), found.get(f"{name}_partial_growth", inf)
+    if found["traffic"] > TRAFFIC_ROSE and sure < SURE:
+        return True
+    most_of_it = sure < SURE or (growth < BY_TRAFFIC * found[f"{name}_growth"] and sure < SURE_OF_RESIDENT)
+    return name == "resident" and found["traffic"] > TRAFFIC_ROSE_SOME and most_of_it
+
+
+def _grows_at_equal_traffic(found: Mapping[str, float], name: str) -> bool:
+    """Whether it surely grows to the end, and in no jump, once the part of varying traffic is taken out."""
+    growth = found.get(f"{name}_partial_growth", nan)
+    return (
+        growth >= LEAST_GROWTH
+        and found[f"{name}_partial_sure"] >= VERY_SURE
+        and found[f"{name}_equal_tau"] >= IN_ORDER
+        and found[f"{name}_equal_late"] >= 2 * LATE_PACE * growth
+        and found[f"{name}_equal_step"] <= 0
+    )
 
 
 def _innocent(found: Mapping[str, float], growth: Growth) -> str:

@@ -31,7 +31,7 @@ LOOK_EVERY = 0.04
 # Looks running that suspect, that withdraw, and that say a confirmed leak has stopped.
 # A recording is judged from its end, and two looks running are enough at the line of the score. One that is watched is
 # looked at some thirty times, so that it takes one look more and a surer score: on generated series that takes false
-# suspicions from 0.16 to 0.07 of the healthy, recall from 1.00 to 0.98 (benchmarks.leaks.synthetic).
+# suspicions from 0.14 to 0.06 of the healthy, recall from 0.99 to 0.97 (benchmarks.leaks.synthetic).
 TO_SUSPECT, TO_SUSPECT_WATCHED = 2, 3
 SURE = 0.85
 TO_WITHDRAW = 3
@@ -205,18 +205,19 @@ class LeakWatch:
         self._running = 0 if look.accused else self._running + 1
         if self._running >= TO_WITHDRAW:
             return self._withdraw(look, t_s, f"it is not growing on: {look.evidence[0]}")
-        why = self._proof(t_s) if look.accused else ""
+        why = self._proof(look, t_s) if look.accused else ""
         if not why:
             return ()
         self._enter("confirmed", t_s)
         return (Told(what="confirmed", t_s=t_s, text=why, look=look),)
 
-    def _proof(self, t_s: float) -> str:
+    def _proof(self, look: Look, t_s: float) -> str:
         if self._witness:
             return self._witness
         if self._freed is not None and self._freed < KEPT_BELOW:
             return f"a collection and a trim gave only {self._freed:.0%} of the growth back"
-        if t_s - self._t_s[0] >= DOUBLED * self._span_s:
+        # Time alone proves nothing to a look that only lenience lets accuse.
+        if t_s - self._t_s[0] >= DOUBLED * self._span_s and (look.score or 0.0) >= self._sure:
             return "it has gone on for twice as long as when it was suspected"
         return ""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from itertools import pairwise
 from math import exp, inf, isnan, log, nan, sqrt
 
+from memwarden.facts import Fact
 from memwarden.judge import robust
 
 TYPE_CHECKING = False
@@ -53,6 +54,8 @@ def closed_gaps(times_s: Sequence[float], values: Sequence[float]) -> tuple[list
     if not steps:
         return [t for t, _ in known], [v for _, v in known]
     usual_s = robust.quantile(steps, 0.75)
+    if steps[-1] <= GAP_INTERVALS * usual_s:
+        return [t for t, _ in known], [v for _, v in known]
     kept_t, kept_v = [known[0][0]], [known[0][1]]
     off_s = off = 0.0
     for (before_s, before), (t_s, value) in pairwise(known):
@@ -224,15 +227,65 @@ def middles(times_s: Sequence[float], values: Sequence[float]) -> dict[str, floa
     times_s, values = closed_gaps(times_s, values)
     many = min(BUCKETS, len(values) // LEAST_PER_BUCKET)
     if many < LEAST_BUCKETS:
-        return {"low_tau": 0.0, "low_sure": 0.0, "mean_sure": 0.0}
+        return dict.fromkeys(MIDDLES, 0.0)
     level = robust.median(values) or 1.0
     parts = [sorted(values[i * len(values) // many : (i + 1) * len(values) // many]) for i in range(many)]
     low = [robust.quantile(part, 0.25) / level for part in parts]
+    half = many // 2
+    wide = [sum(low[i : i + TOGETHER]) / len(low[i : i + TOGETHER]) for i in range(0, many, TOGETHER)]
+    rise = wide[-1] - wide[0]
+    lift = [b - a for a, b in pairwise(low)]
+    far = sorted(b - a for a, b in zip(low, low[many // 4 :], strict=False))
+    pace = max(abs(sum(far) / len(far)), STILL)
+    places = [i / (many - 1) for i in range(many)]
+    line = line_error(places, low)
+    bends = [_hinge_error(places, low, places[k]) for k in range(2, many - 2)]
+    quarter = many // 4
+    end, before = low[-quarter:], low[-2 * quarter : -quarter]
+    scatter = robust.sigma([(b - a) / sqrt(2) for a, b in pairwise(low)]) + STILL
+    early, late = _sure(low[:half]), _sure(low[half:])
     return {
         "low_tau": _tau(low),
         "low_sure": _sure(low),
         "mean_sure": _sure([sum(part) / len(part) / level for part in parts]),
+        "low_growth": _clip(rise, 5.0),
+        "low_over_noise": _clip(rise / scatter, 60.0),
+        "even": _even(low),
+        "wide_even": _even(wide),
+        "slowest": _clip(robust.quantile(far, 0.25) / pace, 2.0),
+        "typical": _clip(robust.median(far) / pace, 2.0),
+        "without_four": _clip((rise - sum(sorted(lift)[-4:])) / (abs(rise) + STILL), 2.0),
+        "echo": _echo(lift),
+        "early_sure": early,
+        "late_sure": late,
+        "end_rise": _clip((sum(end) - sum(before)) / quarter / scatter, 30.0),
+        "end_share": _clip((sum(end) - sum(before)) / quarter / (abs(rise) + STILL), 2.0),
+        "low_bend": _gain(line, min(bends), many),
+        "low_knee": places[2 + bends.index(min(bends))] if min(bends) < line else 1.0,
+        "low_step": _gain(line, robust.best_step(low)[1], many),
+        "low_stairs": _gain(line, _stairs_error(low), many),
+        "low_saturation": _gain(line, min(_saturating_error(places, low, share) for share in SATURATIONS), many),
     }
+
+
+MIDDLES = (
+    "low_tau", "low_sure", "mean_sure", "low_growth", "low_over_noise", "even", "wide_even", "slowest", "typical",
+    "without_four", "echo", "early_sure", "late_sure", "end_rise", "end_share", "low_bend", "low_knee", "low_step",
+    "low_stairs", "low_saturation",
+)  # fmt: skip
+
+
+def _even(ys: Sequence[float]) -> float:
+    """1 where each is higher than the last by the same, 1 over the root of their number where one rise is all."""
+    lift = [b - a for a, b in pairwise(ys)]
+    return (ys[-1] - ys[0]) / sqrt(len(lift) * sum(d * d for d in lift) + STILL * STILL)
+
+
+def _echo(lift: Sequence[float]) -> float:
+    """The correlation of neighbouring increments: -0.5 of noise around a line, 0 of a walk, above for a curve."""
+    mean = sum(lift) / len(lift)
+    off = [d - mean for d in lift]
+    return sum(a * b for a, b in pairwise(off)) / (sum(d * d for d in off) + STILL * STILL)
 
 
 def _sure(ys: Sequence[float]) -> float:
@@ -257,11 +310,20 @@ def _clip(value: float, most: float) -> float:
     return min(max(value, -most), most)
 
 
-def partial(xs: Sequence[float], rates: Sequence[float], ys: Sequence[float]) -> tuple[float, float]:
-    """Growth along x with the rate of traffic held still, as (share of the level, its t value).
+class Partial(Fact):
+    """Growth along x with the rate held still, as a share of the level; its t value; what a unit of the rate is worth.
 
-    Least squares of y on x and rate. (NaN, NaN) where the two cannot be told apart.
+    `left` is the squared error. NaN where the two cannot be told apart.
     """
+
+    growth: float = nan
+    sure: float = nan
+    by_rate: float = 0.0
+    left: float = inf
+
+
+def partial(xs: Sequence[float], rates: Sequence[float], ys: Sequence[float]) -> Partial:
+    """Least squares of y on x and rate."""
     n = len(ys)
     level = robust.median(ys) or 1.0
     mean = [sum(v) / n for v in (xs, rates, ys)]
@@ -271,8 +333,24 @@ def partial(xs: Sequence[float], rates: Sequence[float], ys: Sequence[float]) ->
     xy, ry = (sum(a * b for a, b in zip(v, dy, strict=True)) for v in (dx, dr))
     free = xx * rr - xr * xr
     if n < 5 or free <= 1e-9 * xx * rr or xx <= 0:
-        return nan, nan
+        return Partial()
     along, by_rate = (xy * rr - ry * xr) / free, (ry * xx - xy * xr) / free
     left = sum((y - along * x - by_rate * r) ** 2 for x, r, y in zip(dx, dr, dy, strict=True))
     error = sqrt((left / (n - 3) + (STILL * level) ** 2) * rr / free)
-    return along * (xs[-1] - xs[0]) / level, _clip(along / error if error else 0.0, 60.0)
+    return Partial(
+        growth=along * (xs[-1] - xs[0]) / level,
+        sure=_clip(along / error if error else 0.0, 60.0),
+        by_rate=by_rate,
+        left=left,
+    )
+
+
+def equal(xs: Sequence[float], ys: Sequence[float], level: float) -> dict[str, float]:
+    """The shape of a level from which the part of the traffic was taken."""
+    xs, ys = _unit(xs), [y / (level or 1.0) for y in ys]
+    half = len(ys) // 2
+    return {
+        "equal_tau": _tau(ys),
+        "equal_late": _slope(xs[half:], ys[half:]),
+        "equal_step": _gain(line_error(xs, ys), robust.best_step(ys)[1], len(ys)),
+    }

@@ -11,7 +11,7 @@ from itertools import pairwise
 from math import isnan, log, nan
 
 from memwarden.judge import robust
-from memwarden.judge.shape import NAMES, STILL, closed_gaps, floors, line_error, middles, partial, shape
+from memwarden.judge.shape import NAMES, STILL, closed_gaps, equal, floors, line_error, middles, partial, shape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ LEAST_KNOWN = 8
 # Where what is resident is read, the best first.
 RESIDENT = ("anon_bytes", "rss_bytes", "used_bytes")
 SERIES = ("resident", "blocks", "live")
+AT_EQUAL_TRAFFIC = ("partial_growth", "partial_sure", "equal_tau", "equal_late", "equal_step")
 
 
 class Columns:
@@ -151,7 +152,12 @@ def signs(columns: Columns) -> dict[str, float]:
     if "resident_growth" not in found:
         return {}
     known = {name: values for name, values in series.items() if values}
-    return found | _traffic(seen, known) | {"collected": _collected(seen), "explained": _explained(points)}
+    return (
+        found
+        | _traffic(seen, known)
+        | {"collected": _collected(seen), "explained": _explained(points)}
+        | {"lasted_s": seen.t_s[-1] - seen.t_s[0]}
+    )
 
 
 def _points(columns: Columns, values: Column) -> list[tuple[float, float, float]]:
@@ -204,16 +210,35 @@ def _traffic(columns: Columns, series: Mapping[str, Column]) -> dict[str, float]
     if size < 2 or any(isnan(work) for _, work in edges) or edges[-1][1] <= edges[0][1]:
         return {"traffic": nan}
     rates = [(b[1] - a[1]) / ((b[0] - a[0]) or 1.0) for a, b in pairwise(edges)]
-    rates = [(a + b) / 2 for a, b in zip(rates, rates[:1] + rates, strict=False)]  # what is in flight has a past
-    third, middle = len(rates) // 3, robust.median(rates) or 1.0
-    before, after = robust.median(rates[:third]), robust.median(rates[-third:])
+    # What is in flight follows the traffic at once, or with a past: whichever explains the level better.
+    lagging = [(a + b) / 2 for a, b in zip(rates, rates[:1] + rates, strict=False)]
+    third, middle = len(rates) // 3, robust.median(lagging) or 1.0
+    before, after = robust.median(lagging[:third]), robust.median(lagging[-third:])
     found = {"traffic": log((after + 0.05 * middle) / (before + 0.05 * middle))}
     for name, values in series.items():
         levels = [_mean(values[i * size : (i + 1) * size]) for i in range(len(rates))]
-        known = [(w, r, v) for (_, w), r, v in zip(edges, rates, levels, strict=False) if not isnan(v)]
-        growth, sure = partial(*zip(*known, strict=True)) if len(known) > LEAST_KNOWN else (nan, nan)
-        found |= {f"{name}_partial_growth": growth, f"{name}_partial_sure": sure}
+        found |= {f"{name}_{each}": value for each, value in _at_equal_traffic(edges, (rates, lagging), levels).items()}
     return found
+
+
+def _at_equal_traffic(
+    edges: Sequence[tuple[float, float]], rates: Sequence[Column], levels: Column
+) -> dict[str, float]:
+    """Growth with the traffic held still, how sure it is, and the shape of what is left of the level then."""
+    best = None
+    for rate in rates:
+        known = [(w, r, v) for (_, w), r, v in zip(edges, rate, levels, strict=False) if not isnan(v)]
+        if len(known) <= LEAST_KNOWN:
+            break
+        works, flights, values = zip(*known, strict=True)
+        found = partial(works, flights, values)
+        if best is None or found.left < best[0].left:
+            best = found, works, flights, values
+    if best is None or isnan(best[0].growth):
+        return dict.fromkeys(AT_EQUAL_TRAFFIC, nan)
+    found, works, flights, values = best
+    still = [v - max(found.by_rate, 0.0) * r for v, r in zip(values, flights, strict=True)]
+    return {"partial_growth": found.growth, "partial_sure": found.sure} | equal(works, still, robust.median(values))
 
 
 def _mean(values: Column) -> float:
