@@ -9,6 +9,17 @@ MemwardenError
 ├── MemoryPressureError               refused for memory: for now, or for good
 ├── TraceError                        a trace file that cannot be read as one
 ├── BlackBoxError                     a black box file that cannot be read as one
+├── PoolError                         a pool that cannot give an object, or not take one back
+│   ├── PoolTimeoutError (TimeoutError)  none came free in time
+│   ├── PoolClosedError               it was closed
+│   ├── FactoryError                  its factory raised, hung, or gave what is no new object
+│   └── NotBorrowedError (ValueError) what was returned is not its own, or was returned before
+├── ServiceError                      a container that cannot give a service
+│   ├── ServiceNotFoundError (LookupError)  nothing is registered under that key
+│   ├── ServiceFactoryError           its factory raised
+│   ├── AsyncServiceError             it can only be awaited
+│   └── ContainerClosedError          the container was closed
+├── CircularDependencyError           what is being made needs itself; `path` is the way round
 ├── MemoryRefused (MemoryError)       the fence refused an allocation, whatever it looked like at first
 └── SuperviseError                    `memwarden run` itself could not do its work
 
@@ -120,6 +131,79 @@ class TraceError(MemwardenError):
 
 class BlackBoxError(MemwardenError):
     """A black box file that cannot be read as one."""
+
+
+class PoolError(MemwardenError):
+    """A pool that cannot give an object, or not take one back; `pool` is its name."""
+
+    def __init__(self, what: str, *, pool: str, mend: str | None = None) -> None:
+        self.pool = pool
+        super().__init__(what, where=f"pool {pool!r}", mend=mend)
+
+
+class PoolTimeoutError(PoolError, TimeoutError):
+    """No object came free in time. `sites` are the places that hold the most of them, (place, count)."""
+
+    def __init__(self, what: str, *, pool: str, sites: tuple[tuple[str, int], ...] = (), mend: str) -> None:
+        self.sites = sites
+        super().__init__(what, pool=pool, mend=mend)
+
+
+class PoolClosedError(PoolError):
+    """The pool was closed."""
+
+
+class FactoryError(PoolError):
+    """The pool's factory (`factory`, by name) raised, was not done in time (`hung`), or gave what is no new object."""
+
+    def __init__(self, what: str, *, pool: str, factory: str, hung: bool = False, mend: str | None = None) -> None:
+        self.factory = factory
+        self.hung = hung
+        super().__init__(what, pool=pool, mend=mend)
+
+
+class NotBorrowedError(PoolError, ValueError):
+    """What was returned was never borrowed there, or was returned before (`again`)."""
+
+    def __init__(self, what: str, *, pool: str, again: bool, mend: str | None = None) -> None:
+        self.again = again
+        super().__init__(what, pool=pool, mend=mend)
+
+
+class ServiceError(MemwardenError):
+    """A container that cannot give a service; `key` is the service's name."""
+
+    def __init__(self, what: str, *, key: str, where: str | None = None, mend: str | None = None) -> None:
+        self.key = key
+        super().__init__(what, where=where, mend=mend)
+
+
+class ServiceNotFoundError(ServiceError, LookupError):
+    """Nothing is registered under that key, or no condition holds."""
+
+
+class ServiceFactoryError(ServiceError):
+    """What makes the service raised, or could not be given what it needs; `path` leads to it from what was asked."""
+
+    def __init__(self, what: str, *, key: str, path: tuple[str, ...], mend: str | None = None) -> None:
+        self.path = path
+        super().__init__(what, key=key, where=" -> ".join(path), mend=mend)
+
+
+class AsyncServiceError(ServiceError):
+    """It is made by a coroutine, itself or through what it needs, and can only be awaited."""
+
+
+class ContainerClosedError(ServiceError):
+    """The container was closed."""
+
+
+class CircularDependencyError(MemwardenError):
+    """What is being made needs itself. `path` is the way round, its first name also its last."""
+
+    def __init__(self, path: tuple[str, ...], *, mend: str | None = None) -> None:
+        self.path = path
+        super().__init__(f"it needs itself: {' -> '.join(path)}", where=path[-1], mend=mend)
 
 
 class MemoryRefused(MemwardenError, MemoryError):  # noqa: N818  it is what a refused allocation is called everywhere here

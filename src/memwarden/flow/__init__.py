@@ -1,0 +1,1 @@
+"""Bounded processing: big data through small memory."""
