@@ -20,6 +20,10 @@ MemwardenError
 │   ├── AsyncServiceError             it can only be awaited
 │   └── ContainerClosedError          the container was closed
 ├── CircularDependencyError           what is being made needs itself; `path` is the way round
+├── FlowError                         a stream could not go on
+│   ├── SourceError                   what it reads from failed, or is nothing that can be read
+│   ├── HandlerError                  what it hands its chunks to failed
+│   └── OversizeError                 one row is larger than a chunk may be
 ├── MemoryRefused (MemoryError)       the fence refused an allocation, whatever it looked like at first
 └── SuperviseError                    `memwarden run` itself could not do its work
 
@@ -204,6 +208,43 @@ class CircularDependencyError(MemwardenError):
     def __init__(self, path: tuple[str, ...], *, mend: str | None = None) -> None:
         self.path = path
         super().__init__(f"it needs itself: {' -> '.join(path)}", where=path[-1], mend=mend)
+
+
+class FlowError(MemwardenError):
+    """A stream could not go on. The error that it met is its cause."""
+
+    exit_code = 1
+
+
+class SourceError(FlowError):
+    """What a stream reads from failed behind `rows` rows, or is nothing that can be read (`rows` is 0)."""
+
+    def __init__(self, what: str, *, rows: int = 0, where: str | None = None, mend: str | None = None) -> None:
+        self.rows = rows
+        super().__init__(what, where=where, mend=mend)
+
+
+class HandlerError(FlowError):
+    """What a stream hands its chunks to failed at the rows from `first` to `last` (counted from 0, inclusive)."""
+
+    def __init__(
+        self, what: str, *, first: int, last: int, chunk: int, attempts: int = 1, mend: str | None = None
+    ) -> None:
+        self.first = first
+        self.last = last
+        self.chunk = chunk
+        self.attempts = attempts
+        super().__init__(what, mend=mend)
+
+
+class OversizeError(FlowError):
+    """One row, `index` counted from 0, is larger than a chunk may be."""
+
+    def __init__(self, what: str, *, index: int, size_bytes: int, target_bytes: int) -> None:
+        self.index = index
+        self.size_bytes = size_bytes
+        self.target_bytes = target_bytes
+        super().__init__(what, mend='raise the budget, or give oversize="pass" or "skip"')
 
 
 class MemoryRefused(MemwardenError, MemoryError):  # noqa: N818  it is what a refused allocation is called everywhere here

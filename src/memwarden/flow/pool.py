@@ -27,6 +27,7 @@ from memwarden.errors import (
 )
 from memwarden.flow.generic import Generic, T
 from memwarden.flow.pool_core import Borrow, Core, Entry, PoolStatistics, Turn
+from memwarden.flow.sizing import size_of
 from memwarden.units import format_duration, parse_bytes, parse_duration
 
 TYPE_CHECKING = False
@@ -249,7 +250,7 @@ class _Pool(Generic[T]):
             self._gave_up()
             raise self._bad_factory("gave None", mend="return the object")
         try:
-            size = self._item_bytes if self._item_bytes is not None else _size_of(obj)
+            size = self._item_bytes if self._item_bytes is not None else size_of(obj)
             self._pay(size)
         except BaseException:
             self._gave_up()
@@ -1193,12 +1194,6 @@ def _sizes(min_size: int, max_size: int) -> tuple[int, int]:
     if min_size > max_size:
         raise ConfigError(f"{min_size} is more than max_size, {max_size}", where="min_size", mend="lower it")
     return min_size, max_size
-
-
-def _size_of(obj: object) -> int:
-    from sys import getsizeof
-
-    return getsizeof(obj)
 
 
 def _name_of(function: object) -> str:
