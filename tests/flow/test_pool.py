@@ -41,6 +41,7 @@ class Thing:
         self.good = True
         self.resets = 0
         self.ended = 0
+        self.over = asyncio.Event()
 
 
 class Slotted:
@@ -239,7 +240,7 @@ TestLending = Lending.TestCase
 
 
 def test_the_defaults_are_those_of_the_requirement() -> None:
-    pool = Pool(Thing)
+    pool: Pool[Thing] = Pool(Thing)
     found = counts(pool)
     assert (found.min_size, found.max_size) == (2, 10)
     assert (pool._max_idle_s, pool._round_s, pool._auto_cleanup, pool._counting) == (300.0, 60.0, True, True)
@@ -268,7 +269,7 @@ def test_a_setting_that_cannot_be_used_is_named_in_one_line(options: dict[str, A
 def test_nothing_is_made_or_started_before_it_is_needed() -> None:
     threads = threading.active_count()
     made: list[Thing] = []
-    pool = Pool(lambda: made.append(Thing()) or made[-1])  # type: ignore[func-returns-value]
+    pool: Pool[Thing] = Pool(lambda: made.append(Thing()) or made[-1])  # type: ignore[func-returns-value]
     assert (made, threading.active_count()) == ([], threads)
     with pool:
         assert len(made) == 2
@@ -474,7 +475,7 @@ def test_a_factory_that_hangs_is_named_and_what_it_gives_late_is_not_lost() -> N
 
 def test_a_borrowers_time_out_holds_while_the_factory_runs() -> None:
     go_on = threading.Event()
-    pool: Pool[Thing] = Pool(lambda: go_on.wait(PATIENCE_S) and Thing(), auto_cleanup=False)  # type: ignore[arg-type]
+    pool: Pool[Thing] = Pool(lambda: go_on.wait(PATIENCE_S) and Thing(), auto_cleanup=False)
     with pytest.raises(PoolTimeoutError, match="has been running"):
         pool.acquire(0.01)
     go_on.set()
@@ -484,8 +485,9 @@ def test_a_borrowers_time_out_holds_while_the_factory_runs() -> None:
 @pytest.mark.parametrize("given", [None, "the same"])
 def test_a_factory_that_gives_no_new_object_is_named(given: Any) -> None:
     pool: Pool[Any] = Pool(lambda: given, min_size=0, auto_cleanup=False, create_timeout_s=None)
-    with pytest.raises(FactoryError, match="lambda"):
+    if given is not None:
         pool.acquire()
+    with pytest.raises(FactoryError, match="lambda"):
         pool.acquire()
     assert counts(pool).making == 0
 
@@ -720,7 +722,8 @@ def test_the_caretaker_runs_by_itself_outlives_a_failing_factory_and_ends_with_t
 
 
 def test_a_dropped_pool_takes_its_caretaker_along() -> None:
-    pool = Pool(Thing, name="dropped").start()
+    pool: Pool[Thing] = Pool(Thing, name="dropped")
+    pool.start()
     caretaker = next(each for each in threading.enumerate() if each.name == "memwarden pool dropped")
     del pool
     gc.collect()
@@ -844,6 +847,7 @@ class AsyncThings(AsyncPool[Thing]):
     async def destroy(self, obj: Thing) -> None:
         await asyncio.sleep(0)
         obj.ended += 1
+        obj.over.set()
 
 
 def run(main: Any) -> None:
@@ -1005,10 +1009,13 @@ def test_the_asynchronous_caretaker_looks_after_the_pool_and_ends_with_it() -> N
         async with pool:
             first = pool.made[0]
             first.good = False
-            while not first.ended:
-                await asyncio.sleep(0.01)
-            assert counts(pool).idle == 1
-        assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+            caretaker = pool._caretaker
+            assert caretaker is not None
+            await first.over.wait()
+            while counts(pool).idle == 0:
+                await asyncio.sleep(0)
+        await asyncio.wait([caretaker])
+        assert caretaker.cancelled()
 
     run(main())
 

@@ -33,7 +33,7 @@ from memwarden.units import format_duration, parse_bytes, parse_duration
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future, Task
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable, Iterable
     from types import CodeType, TracebackType
     from typing import Any, Self
 
@@ -118,9 +118,7 @@ class _Pool(Generic[T]):
         self._auto_cleanup = auto_cleanup
         self._counting = statistics
         check_every_s = parse_duration(validate_every_s, where="validate_every_s")
-        self._core = Core(
-            *_sizes(min_size, max_size), check_every_s if self._validate is not None else _NEVER
-        )
+        self._core = Core(*_sizes(min_size, max_size), check_every_s if self._validate is not None else _NEVER)
         self._round_s = max(
             LEAST_ROUND_S, min(check_every_s, self._max_idle_s, self._max_lifetime_s, self._leak_after_s, 60.0)
         )
@@ -139,7 +137,9 @@ class _Pool(Generic[T]):
     def __repr__(self) -> str:
         core = self._core
         idle = len(core.idle)
-        return f"<{type(self).__name__} {self.name!r}: {len(core.entries) - idle} active, {idle} idle of {core.max_size}>"
+        return (
+            f"<{type(self).__name__} {self.name!r}: {len(core.entries) - idle} active, {idle} idle of {core.max_size}>"
+        )
 
     # --- what a typed pool overrides ---------------------------------------------------------------------------
 
@@ -356,9 +356,7 @@ class _Pool(Generic[T]):
     def resize(self, *, min_size: int | None = None, max_size: int | None = None) -> None:
         """Other bounds from now on. Those that are out and too many are ended as they come back."""
         core = self._core
-        sizes = _sizes(
-            core.min_size if min_size is None else min_size, core.max_size if max_size is None else max_size
-        )
+        sizes = _sizes(core.min_size if min_size is None else min_size, core.max_size if max_size is None else max_size)
         with self._lock:
             over = core.resize(*sizes)
         for each in over:
@@ -557,9 +555,7 @@ class Pool(_Pool[T]):
 
     # --- making ------------------------------------------------------------------------------------------------
 
-    def _made(
-        self, code: CodeType | None, at: int, patience_s: float, until_s: float, *, lent: bool = True
-    ) -> Entry:
+    def _made(self, code: CodeType | None, at: int, patience_s: float, until_s: float, *, lent: bool = True) -> Entry:
         """A new object in the room that was claimed."""
         if self._create_timeout_s == _NEVER:
             return self._made_here(code, at, lent=lent)
@@ -734,7 +730,9 @@ class Lease(Generic[T]):
 
     def __enter__(self) -> T:
         if self._obj is not None:
-            raise ConfigError("this lease is in use", where=self._pool.name, mend="call lease() for each with-statement")
+            raise ConfigError(
+                "this lease is in use", where=self._pool.name, mend="call lease() for each with-statement"
+            )
         obj = self._obj = self._pool._borrow(self._code, self._at, self._timeout_s)  # noqa: SLF001  of this file
         return obj
 
@@ -954,8 +952,10 @@ class AsyncPool(_Pool[T]):
         if limit_s < self._create_timeout_s:
             with self._lock:
                 self._core.timed_out += 1
-            what = f"no object came free within {format_duration(patience_s)}: its factory {_name_of(self._factory)} {hung}"
-            return PoolTimeoutError(what, pool=self.name, mend="wait longer")
+            waited = f"no object came free within {format_duration(patience_s)}"
+            return PoolTimeoutError(
+                f"{waited}: its factory {_name_of(self._factory)} {hung}", pool=self.name, mend="wait longer"
+            )
         return self._bad_factory(hung, hung=True, mend="give it a time-out of its own, or raise create_timeout_s")
 
     def _ended(self, obj: T) -> None:
@@ -1100,7 +1100,9 @@ class AsyncLease(Generic[T]):
 
     async def __aenter__(self) -> T:
         if self._obj is not None:
-            raise ConfigError("this lease is in use", where=self._pool.name, mend="call lease() for each with-statement")
+            raise ConfigError(
+                "this lease is in use", where=self._pool.name, mend="call lease() for each with-statement"
+            )
         obj = self._obj = await self._pool._borrow(self._code, self._at, self._timeout_s)  # noqa: SLF001  of this file
         return obj
 

@@ -63,8 +63,8 @@ class PoolStatistics(Fact):
 class Entry:
     """One object. The entry keeps it while it is idle; while it is out only a weak reference is kept (`ref`).
 
-    `keep` is the object itself where it cannot be referenced weakly (`ref` is None then), else None. `due_s` is when it must be looked at
-    before it may be handed out: the earlier of its next check and its end of life.
+    `keep` is the object itself where it cannot be referenced weakly (`ref` is None then), else None. `due_s` is when it
+    must be looked at before it may be handed out: the earlier of its next check and its end of life.
     """
 
     __slots__ = (
@@ -333,7 +333,9 @@ class Core:
 
     def forget(self) -> list[Any]:
         """In a forked child: nothing is the pool's any more, nobody waits. The objects, so that somebody keeps them."""
-        inherited = [each.obj if each.obj is not None or each.ref is None else each.ref() for each in self.entries.values()]
+        inherited = [
+            each.obj if each.obj is not None or each.ref is None else each.ref() for each in self.entries.values()
+        ]
         self.entries.clear()
         self.idle.clear()
         self.out.clear()
@@ -362,7 +364,7 @@ class Core:
 
 
 def site_of(code: CodeType | None, at: int) -> str:
-    """"file:line, in function" of an instruction; empty where it is not known."""
+    """An instruction's place as "file:line, in function"; empty where it is not known."""
     if code is None:
         return ""
     lines = (line for start, end, line in code.co_lines() if start <= at < end and line is not None)
