@@ -24,7 +24,8 @@ from memwarden.errors import (
     PoolClosedError,
     PoolTimeoutError,
 )
-from memwarden.flow.pool import AsyncPool, Borrow, Pool
+from memwarden.flow.pool import Borrow, Pool
+from memwarden.flow.pool_async import AsyncPool
 from memwarden.testing import FakeClock
 
 if TYPE_CHECKING:
@@ -1012,8 +1013,6 @@ def test_the_asynchronous_caretaker_looks_after_the_pool_and_ends_with_it() -> N
             caretaker = pool._caretaker
             assert caretaker is not None
             await first.over.wait()
-            while counts(pool).idle == 0:
-                await asyncio.sleep(0)
         await asyncio.wait([caretaker])
         assert caretaker.cancelled()
 

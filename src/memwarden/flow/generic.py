@@ -18,7 +18,7 @@ else:
 
         __slots__ = ()
 
-        def __class_getitem__(cls, _item):  # noqa: ANN001  the types are typing's, above
+        def __class_getitem__(cls, _item):  # noqa: ANN001, ANN204  the types are typing's, above
             return cls
 
 
