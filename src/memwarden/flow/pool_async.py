@@ -361,8 +361,8 @@ class AsyncPool(BasePool[T]):
     ) -> None:
         await self.aclose()
 
-    def _after_fork(self) -> None:
-        super()._after_fork()
+    def after_fork(self) -> None:
+        super().after_fork()
         self._caretaker = self._loop = None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from weakref import WeakSet, ref
+from weakref import ref
 
 from memwarden.budget import patience
 from memwarden.clock import SystemClock
@@ -16,6 +16,7 @@ from memwarden.errors import (
     PoolClosedError,
     PoolTimeoutError,
 )
+from memwarden.flow.forks import renew_in_child
 from memwarden.flow.generic import Generic, T
 from memwarden.flow.pool_core import Borrow, Core, Entry, PoolStatistics
 from memwarden.flow.sizing import size_of
@@ -37,14 +38,6 @@ JITTER = 0.1
 # The caretaker looks no more often than this, whatever times are set.
 LEAST_ROUND_S = 0.1
 NEVER = float("inf")
-
-_pools: WeakSet[BasePool[Any]] = WeakSet()
-
-
-def _forget_in_child() -> None:
-    for pool in list(_pools):
-        pool._after_fork()  # noqa: SLF001  pools of ours
-
 
 class BasePool(Generic[T]):
     """What both kinds share: settings, books, and everything that neither blocks nor awaits."""
@@ -107,7 +100,7 @@ class BasePool(Generic[T]):
         if budget is not None:
             self._account = budget.account(self.name)
             budget.register(self)
-        _watch_forks(self)
+        renew_in_child(self)
 
     def __repr__(self) -> str:
         core = self._core
@@ -355,7 +348,7 @@ class BasePool(Generic[T]):
         for each in over:
             self._end(each)
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
         """In the child: what the pool had belongs to the parent. It is kept, so that no finalizer ends it from here."""
         self._lock = threading.RLock()
         self._dropped.clear()
@@ -379,15 +372,6 @@ def _undertaker(pool: ref[Any], key: int) -> Callable[[Any], None]:
             found._core.out[key] = entry  # noqa: SLF001
 
     return bury
-
-
-def _watch_forks(pool: BasePool[Any]) -> None:
-    if _pools_are_unwatched.pop("", False) and hasattr(os, "register_at_fork"):  # Windows has no fork
-        os.register_at_fork(after_in_child=_forget_in_child)
-    _pools.add(pool)
-
-
-_pools_are_unwatched = {"": True}  # a hook of os.register_at_fork cannot be taken back: once
 
 
 def _chance() -> float:
