@@ -398,7 +398,8 @@ def test_a_forked_child_finds_the_lock_of_the_plain_store_free() -> None:
     with cache._box._lock:
         child = os.fork()
         if child == 0:
-            os._exit(0 if _started(lambda: cache.set("b", 2)).join(PATIENCE_S) is None and "b" in cache else 1)
+            _started(lambda: cache.set("b", 2)).join(PATIENCE_S)
+            os._exit(0 if "b" in cache else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
@@ -525,8 +526,15 @@ def test_threads_that_would_wait_for_each_other_are_told_so() -> None:
         barrier.wait(PATIENCE_S)
         return str(asked[other]())
 
-    asked["a"] = cache.memoize()(lambda: body("b"))
-    asked["b"] = cache.memoize()(lambda: body("a"))
+    @cache.memoize()
+    def one() -> str:
+        return body("b")
+
+    @cache.memoize()
+    def two() -> str:
+        return body("a")
+
+    asked.update(a=one, b=two)
 
     def attempt(name: str) -> None:
         try:

@@ -22,7 +22,7 @@ from memwarden.units import format_bytes, parse_bytes, parse_duration
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
     from typing import Any
 
     from memwarden.budget import Account, Budget
@@ -160,9 +160,7 @@ class Cache(Generic[K, V]):
     def __contains__(self, key: K) -> bool:
         """Whether a look-up would find it; nothing changes."""
         found = self._box.peek(key, MISSING)
-        return found is not MISSING and (
-            found.__class__ is not _Timed or self._clock.monotonic() < found.until_s
-        )
+        return found is not MISSING and (found.__class__ is not _Timed or self._clock.monotonic() < found.until_s)
 
     def __len__(self) -> int:
         """How many entries there are, with those past their time that nobody looked for since."""
@@ -198,7 +196,7 @@ class Cache(Generic[K, V]):
         if box.current_size() <= self._ceiling:
             return True
         if self._ceiling == self._limit and len(box) > 1:  # full, as it mostly is: one goes, and that is mostly enough
-            try:
+            try:  # noqa: SIM105  contextlib is not loaded, and slower
                 box.popitem()
             except KeyError:  # another thread emptied it
                 pass
@@ -396,7 +394,8 @@ class Cache(Generic[K, V]):
         until = None if ttl is None else _ttl(ttl)
 
         def decorate(function: Callable[P, T]) -> Callable[P, T]:
-            return _memoized(self, function, until, key)
+            wrapped: Callable[P, T] = _memoized(self, function, until, key)
+            return wrapped
 
         return decorate
 
@@ -442,7 +441,7 @@ def _memoized(cache: Cache[Any, Any], function: Any, ttl_s: float | None, key: C
     return wrapper
 
 
-class _Key(tuple):  # type: ignore[type-arg]  # noqa: SLOT001  Any is not here at run time
+class _Key(tuple):  # type: ignore[type-arg]
     """The arguments of one call: hashed once, and read as the call in errors."""
 
     __slots__ = ()

@@ -42,7 +42,7 @@ class PlainLRU:
 
     def __getitem__(self, key: Any) -> Any:
         entry = self._data[key]
-        try:
+        try:  # noqa: SIM105  contextlib is not loaded, and slower
             self._touch(key)
         except KeyError:  # dropped meanwhile
             pass

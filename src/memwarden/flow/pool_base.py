@@ -39,6 +39,7 @@ JITTER = 0.1
 LEAST_ROUND_S = 0.1
 NEVER = float("inf")
 
+
 class BasePool(Generic[T]):
     """What both kinds share: settings, books, and everything that neither blocks nor awaits."""
 
