@@ -130,12 +130,12 @@ def _row(walk: _Walk, value: Any) -> int:
 
 def _object(walk: _Walk, value: Any) -> int:
     """Any other object, by what it refers to: asking for its `__dict__` would make one, larger than the object."""
-    parts = get_referents(value)
+    parts: list[Any] = get_referents(value)
     total = getsizeof(value)
     if type(value).__dictoffset__:  # attributes are kept beside it, slots in it
         total += _POINTER_BYTES * len(parts)
     for part in parts:
-        if type(part) is dict and getattr(value, "__dict__", None) is part:  # its keys are its class's
+        if type(part) is dict and getattr(value, "__dict__", ()) is part:  # its keys are its class's
             total += getsizeof(part) + walk.parts(part.values(), len(part))
         else:
             total += walk.size(part)
