@@ -74,16 +74,16 @@ class _Ahead:
     def _put(self, item: Chunk[Any] | BaseException | None) -> None:
         with self._state:
             self._queue.append(item)
+            self._waiting = False
             self._state.notify_all()
 
     def take(self) -> Chunk[Any] | None:
         """The next chunk, waited for."""
         with self._state:
-            self._waiting = True
-            self._state.notify_all()
             while not self._queue:
+                self._waiting = True
+                self._state.notify_all()
                 self._state.wait()
-            self._waiting = False
             item = self._queue.popleft()
             self._state.notify_all()
         if isinstance(item, BaseException):
@@ -152,6 +152,7 @@ async def ahead_async(
                     await asyncio.sleep(_LOOK_S)
                 chunk = await fill()
                 queue.put_nowait(chunk)
+                wanted.clear()
                 if chunk is None:
                     return
                 del chunk
@@ -161,9 +162,9 @@ async def ahead_async(
     task = asyncio.ensure_future(work())
     try:
         while True:
-            wanted.set()
+            if queue.empty():
+                wanted.set()
             chunk = await queue.get()
-            wanted.clear()
             slots.release()
             if isinstance(chunk, BaseException):
                 raise chunk

@@ -81,12 +81,18 @@ class Chunks(Generic[T]):
         return self._run
 
     def __iter__(self) -> Iterator[Chunk[T]]:
-        run = self._start()
-        return run.chunks()
+        return self.pages()
 
     def __aiter__(self) -> AsyncIterator[Chunk[T]]:
-        run = self._start()
-        return run.chunks_async()
+        return self.pages_async()
+
+    def pages(self) -> Generator[Chunk[T], None, None]:
+        """The same as iterating, for who closes it himself."""
+        return self._start().chunks()
+
+    def pages_async(self) -> AsyncGenerator[Chunk[T], None]:
+        """The same, awaited."""
+        return self._start().chunks_async()
 
     def map(self, handler: Callable[[Chunk[T]], Any], **options: Any) -> Mapped:
         """The results of a handler called with each chunk, as many at once as `parallel` says.
@@ -119,6 +125,7 @@ class _Run:
         retries: int,
         backoff_s: float,
         page_rows: int,
+        whole_pages: bool,
         pressure: Pressure | None,
         patience_s: float,
         emergency_s: float,
@@ -126,7 +133,9 @@ class _Run:
         clock: Clock | None,
         options: dict[str, Any],
     ) -> None:
-        self.filler = Filler(rows=rows, seconds=seconds, oversize=oversize, page_rows=page_rows)
+        self.filler = Filler(
+            rows=rows, seconds=seconds, oversize=oversize, page_rows=page_rows, whole_pages=whole_pages
+        )
         self.holding = Holding(
             budget, name=name, shares=1 + prefetch + extra_shares, pressure=pressure, patience_s=patience_s,
             emergency_s=emergency_s, clock=clock,
@@ -195,25 +204,28 @@ class _Run:
     def _read(self, reader: Reader) -> None:
         page: list[Any] = []
         start = self._now()
-        more = False
+        more = failed = False
         try:
             more = reader.read(self.filler.wanted_rows, page)
         except Exception as error:  # noqa: BLE001  a source may raise anything; what came before it counts
-            more, pause_s = self._failed(error, len(page))
+            failed = True
+            more, pause_s = self._failed(error, len(page), reader)
             self.pause(pause_s)
-        self._took(page, start, more=more, batches=getattr(reader, "batches", False))
+        self._took(page, start, reader, more=more, failed=failed)
 
-    def _took(self, page: list[Any], start: float, *, more: bool, batches: bool) -> None:
+    def _took(self, page: list[Any], start: float, reader: Any, *, more: bool, failed: bool) -> None:
+        survives, batches = getattr(reader, "survives", False), getattr(reader, "batches", False)
         now = self._now()
         if self._skip:
             self._skipped(page)
         if page:
-            self._failures, self._last = 0, None
+            if not failed:
+                self._failures, self._last = 0, None
             try:
                 self.filler.feed(page, batches=batches, now=now, took_s=now - start)
             except FlowError as error:  # an oversize row: what is before it comes first
                 self._error, more = error, False
-        elif not more and self._last is not None and self._error is None and "continue" not in self._on_error:
+        elif not more and not failed and not survives and self._last is not None and self._error is None:
             self._fail(self._last)  # asked again, it said that it had ended: a generator that raised is over
         if not more:
             self._over = True
@@ -231,9 +243,9 @@ class _Run:
             raise self._error
         return None
 
-    def _failed(self, error: Exception, came: int) -> tuple[bool, float]:
+    def _failed(self, error: Exception, came: int, reader: Any) -> tuple[bool, float]:
         """(whether to ask again, after how many seconds)."""
-        self._failures += 1
+        self._failures = 1 if came else self._failures + 1  # in a row
         row = self.filler.cutter.seen + came
         if "retry" in self._on_error and self._failures <= self._retries:
             self._last = error
@@ -241,7 +253,13 @@ class _Run:
         if "continue" in self._on_error and self._failures <= MOST_FAILURES:
             from memwarden.flow.mapping import DeadLetter, keep_letter
 
-            keep_letter(self._dead, DeadLetter(chunk=-1, first=row, last=row, error=repr(error), attempts=1))
+            first, last = row, row
+            if hasattr(reader, "skip"):
+                if (skipped := reader.skip(self.filler.wanted_rows)) is None:
+                    self._fail(error, came)
+                    return False, 0.0
+                first, last = skipped
+            keep_letter(self._dead, DeadLetter(chunk=-1, first=first, last=last, error=repr(error)[:500], attempts=1))
             return True, 0.0
         self._fail(error, came)
         return False, 0.0
@@ -336,16 +354,17 @@ class _Run:
     async def _read_async(self, reader: AsyncReader) -> None:
         page: list[Any] = []
         start = self._now()
-        more = False
+        more = failed = False
         try:
             more = await reader.read(self.filler.wanted_rows, page)
         except Exception as error:  # noqa: BLE001  a source may raise anything; what came before it counts
-            more, pause_s = self._failed(error, len(page))
+            failed = True
+            more, pause_s = self._failed(error, len(page), reader)
             if pause_s:
                 import asyncio
 
                 await asyncio.sleep(pause_s)
-        self._took(page, start, more=more, batches=getattr(reader, "batches", False))
+        self._took(page, start, reader, more=more, failed=failed)
 
     def resumed(self, chunk: Chunk[Any]) -> None:
         """The next chunk was asked for: the old one is done with, unless a handler has it."""
@@ -445,6 +464,7 @@ def chunks(
     oversize: str = "pass",
     keep: bool = False,
     page_rows: int = PAGE_ROWS,
+    whole_pages: bool = False,
     pressure: Pressure | None = None,
     patience: float | str = 60.0,
     emergency_wait: float | str = 5.0,
@@ -465,16 +485,17 @@ def chunks(
 
     `on_error` of the source: "stop" (a SourceError behind the chunk of what came before), "retry" (ask again up to
     `retries` times, waiting `backoff` seconds and twice as long each time), "continue" (leave the row out; `dead`
-    says which). For a handler see `map`. `cache` (a mapping, or a `flow.Cache`) keeps the chunks for the next run.
+    says which). Fetch pages grow from one row to `page_rows`, or have that size from the first on (`whole_pages`).
+    For a handler see `map`. `cache` (a mapping, or a `flow.Cache`) keeps the chunks for the next run.
 
     Raises ConfigError on wrong settings; while iterating SourceError, OversizeError, MemoryPressureError (after
     `patience` seconds in which the shared budget had no room).
     """
     policies = (on_error,) if isinstance(on_error, str) else tuple(on_error)
-    _check_policies(policies)
+    check_policies(policies)
     for value, where, least in ((prefetch, "prefetch", 0), (parallel, "parallel", 1), (retries, "retries", 0)):
-        _check_count(value, where, least)
-    _check_count(page_rows, "page_rows", 1)
+        check_count(value, where, least)
+    check_count(page_rows, "page_rows", 1)
     backoff_s = parse_duration(backoff, where="backoff")
     run = {
         "budget": budget,
@@ -488,6 +509,7 @@ def chunks(
         "retries": retries,
         "backoff_s": backoff_s,
         "page_rows": page_rows,
+        "whole_pages": whole_pages,
         "pressure": pressure,
         "patience_s": parse_duration(patience, where="patience"),
         "emergency_s": parse_duration(emergency_wait, where="emergency_wait"),
@@ -505,13 +527,13 @@ def chunks(
 POLICIES = ("stop", "continue", "retry", "bisect")
 
 
-def _check_policies(policies: tuple[str, ...]) -> None:
+def check_policies(policies: tuple[str, ...]) -> None:
     wrong = [each for each in policies if each not in POLICIES]
     if wrong or not policies:
         what = f"{wrong[0]!r} is no policy" if wrong else "no policy is given"
         raise ConfigError(what, where="on_error", mend=f"give one or more of {', '.join(POLICIES)}")
 
 
-def _check_count(value: object, where: str, least: int) -> None:
+def check_count(value: object, where: str, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{value!r} is no count", where=where, mend=f"give a whole number from {least} on")

@@ -23,12 +23,21 @@ class Filler:
     """Sizes the rows of each page, cuts them into chunks, and says how many rows the next page should have."""
 
     def __init__(
-        self, *, rows: int | None, seconds: float | None, oversize: str, page_rows: int, sizer: Sizer | None = None
+        self,
+        *,
+        rows: int | None,
+        seconds: float | None,
+        oversize: str,
+        page_rows: int,
+        whole_pages: bool,
+        sizer: Sizer | None = None,
     ) -> None:
         self.cutter = Cutter(1, rows=rows, seconds=seconds, oversize=oversize)
         self.ready: deque[Chunk[Any]] = deque()
         self._pager = Pager(1, most_rows=page_rows, seconds=None if seconds is None else seconds * _PAGE_SECONDS)
         self._sizer = sizer or Sizer()
+        if whole_pages:
+            self._pager.rows = page_rows
 
     def aim(self, target_bytes: int) -> None:
         """The target of the chunk that is filled now."""

@@ -135,7 +135,7 @@ def _object(walk: _Walk, value: Any) -> int:
     if type(value).__dictoffset__:  # attributes are kept beside it, slots in it
         total += _POINTER_BYTES * len(parts)
     for part in parts:
-        if type(part) is dict and getattr(value, "__dict__", ()) is part:  # its keys are its class's
+        if type(part) is dict and id(part) == id(getattr(value, "__dict__", None)):  # its keys are its class's
             total += getsizeof(part) + walk.parts(part.values(), len(part))
         else:
             total += walk.size(part)

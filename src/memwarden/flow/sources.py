@@ -199,15 +199,14 @@ def is_async(source: Any) -> bool:
     """Whether it can only be read with `async for`."""
     if isinstance(source, str):
         return False
-    if hasattr(source, "fetchmany"):
-        from inspect import iscoroutinefunction  # only where a fetchmany has to be told from another
-
-        return iscoroutinefunction(source.fetchmany)
     return hasattr(source, "__aiter__") and not hasattr(source, "__iter__")
 
 
 def open_async(source: Any, share: Share, **options: Any) -> AsyncReader:
     """The reader of any source, for a loop that awaits."""
+    if hasattr(source, "open_async"):
+        reader: AsyncReader = source.open_async()
+        return reader
     if is_async(source):
         return _AsyncFetching(source) if hasattr(source, "fetchmany") else _AsyncIterable(aiter(source))
     return _InAsync(open_sync(source, share, **options))
@@ -227,6 +226,9 @@ def open_sync(
         raise ConfigError(f"{format!r} is no format", where="format", mend=f"give one of {', '.join(FORMATS)}")
     if isinstance(source, str) or hasattr(source, "__fspath__"):
         return _open_path(source, share, format, encoding, delimiter)
+    if hasattr(source, "open_async"):  # of flow.lazy
+        reader: Reader = source.open()
+        return reader
     if is_async(source):
         what = f"a {type(source).__name__} can only be read asynchronously"
         raise ConfigError(what, where="source", mend="write `async for` over it")
