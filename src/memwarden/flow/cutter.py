@@ -246,11 +246,20 @@ class Pager:
     """How many rows to fetch at once: from 1, doubled while pages stay small, halved above, capped for good.
 
     A page is the one thing that is in memory before its width is known, so its cap does not grow with trust. It also
-    stays short in time: `seconds` is what a page may take before it is halved, None without such a wish.
+    stays short in time: `seconds` is what a page may take before it is halved, None without such a wish. `share` is how
+    much of the target it may be.
     """
 
-    def __init__(self, target_bytes: int, *, most_rows: int = PAGE_ROWS, seconds: float | None = None) -> None:
+    def __init__(
+        self,
+        target_bytes: int,
+        *,
+        most_rows: int = PAGE_ROWS,
+        seconds: float | None = None,
+        share: float = PAGE_SHARE,
+    ) -> None:
         self.target_bytes = target_bytes
+        self._share = share
         self.rows = 1
         self._most = most_rows
         self._seconds = seconds
@@ -258,7 +267,7 @@ class Pager:
     def saw(self, rows: int, size: int, seconds: float = 0.0) -> None:
         """A page of so many rows and bytes came in so many seconds."""
         slow = self._seconds is not None and seconds > self._seconds
-        if slow or size > self.target_bytes * PAGE_SHARE:
+        if slow or size > self.target_bytes * self._share:
             self.rows = max(1, self.rows // 2)
         elif rows >= self.rows < self._most:
             self.rows = min(self._most, self.rows * 2)

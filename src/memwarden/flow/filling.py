@@ -18,6 +18,9 @@ __all__ = ["Filler"]
 # A page may take this part of the chunk's seconds before the next one is smaller.
 _PAGE_SECONDS = 1 / 8
 
+# Where each page is to be a chunk: half, so that one twice as wide still is one.
+_WHOLE_SHARE = 1 / 2
+
 
 class Filler:
     """Sizes the rows of each page, cuts them into chunks, and says how many rows the next page should have."""
@@ -37,6 +40,7 @@ class Filler:
         self._pager = Pager(1, most_rows=page_rows, seconds=None if seconds is None else seconds * _PAGE_SECONDS)
         self._sizer = sizer or Sizer()
         if whole_pages:
+            self._pager = Pager(1, most_rows=page_rows, share=_WHOLE_SHARE)
             self._pager.rows = page_rows
 
     def aim(self, target_bytes: int) -> None:

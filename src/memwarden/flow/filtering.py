@@ -29,6 +29,7 @@ class Filtered:
         limit: int | None,
         until: Callable[[Any], Any] | None,
         on_error: tuple[str, ...],
+        dead: list[DeadLetter] | None = None,
     ) -> None:
         self._source = source
         self._predicates = predicates
@@ -37,7 +38,7 @@ class Filtered:
         self._on_error = on_error
         self.seen = 0
         self.passed = 0
-        self.dead: list[DeadLetter] = []
+        self.dead: list[DeadLetter] = [] if dead is None else dead
 
     def __iter__(self) -> Iterator[Any]:
         self.seen = self.passed = 0
@@ -166,15 +167,16 @@ def filtered(
         check_count(limit, "limit", 0)
     check_policies((on_error,))
     pathlike = isinstance(source, str) or hasattr(source, "__fspath__") or hasattr(source, "fetchmany")
-    rows = source
+    rows, dead = source, None
     if parallel > 1 or processes:
         stream = chunks(source, parallel=parallel, processes=processes, on_error=on_error, **options)
+        dead = stream.dead
         rows, predicates = _Flat(stream.map(_Keep(predicates), on_error=_bisecting(on_error))), ()
     elif options or pathlike:
         rows = _Flat(chunks(source, **options))
     elif not hasattr(source, "__iter__") and not is_async(source):
         raise ConfigError(f"a {type(source).__name__} is no source of rows", where="source", mend="give an iterable")
-    return Filtered(rows, predicates, limit=limit, until=until, on_error=(on_error,))
+    return Filtered(rows, predicates, limit=limit, until=until, on_error=(on_error,), dead=dead)
 
 
 def _bisecting(on_error: str) -> str:

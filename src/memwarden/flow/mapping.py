@@ -178,6 +178,18 @@ def _failure(chunk: Chunk[Any], error: Exception, attempts: int) -> HandlerError
     return found
 
 
+def _lost(cut: Cut, error: Exception) -> HandlerError:
+    """A process did not answer: it died, or could not be told."""
+    where = f"rows {cut.first} to {cut.last}"
+    if type(error).__name__ == "BrokenProcessPool":
+        what, mend = f"a process that handled {where} died", "see its own messages; it may have been killed for memory"
+    else:
+        what, mend = f"a process could not be handed {where}: {error}", "what it is given and gives must be picklable"
+    found = HandlerError(what, first=cut.first, last=cut.last, chunk=cut.number, mend=mend)
+    found.__cause__ = error
+    return found
+
+
 class Mapped:
     """What `Chunks.map` gives: the handler's results, with `for` or `async for`. `dead` are the rows given up."""
 
@@ -190,8 +202,13 @@ class Mapped:
             raise ConfigError(
                 f"no such option: {min(unknown)}", where="map", mend="see the documentation of chunks.map"
             )
+        from memwarden.flow.chunked import check_count, check_policies
+
         on_error = options["on_error"]
         policies = (on_error,) if isinstance(on_error, str) else tuple(on_error)
+        check_policies(policies)
+        check_count(options["parallel"], "parallel", 1)
+        check_count(options["retries"], "retries", 0)
         self._chunks = chunks
         self._policy = _Policy(handler, policies, options["retries"], options["backoff_s"])
         self._parallel: int = options["parallel"]
@@ -241,9 +258,10 @@ class Mapped:
 
         run.handed_over = True  # a chunk is released by whoever handled it, perhaps after the next one was asked for
         chunks = run.chunks()
-        pending: deque[Future[Any]] = deque()
+        pending: deque[tuple[Future[Any], Cut]] = deque()
         executor = self._executor()
         failed: BaseException | None = None
+        broken: BaseException | None = None
         more = True
         try:
             while more or pending:
@@ -255,25 +273,32 @@ class Mapped:
                     if chunk is None:
                         more = False
                     else:
-                        pending.append(self._submit(executor, run, chunk))
+                        try:
+                            pending.append((self._submit(executor, run, chunk), chunk.cut))
+                        except Exception as error:  # noqa: BLE001  the pool is broken: those in flight know it first
+                            run.let_go(chunk)
+                            broken, more = _lost(chunk.cut, error), False
                     del chunk
                 if not pending:
                     break
                 if not self._ordered:
-                    done, _ = wait(pending, return_when=FIRST_COMPLETED)
-                    pending = deque([*done, *(each for each in pending if each not in done)])
+                    wait([future for future, _ in pending], return_when=FIRST_COMPLETED)
+                    pending = deque(sorted(pending, key=lambda each: not each[0].done()))
+                future, cut = pending.popleft()
                 try:
-                    results, letters = pending.popleft().result()
-                except Exception as error:  # noqa: BLE001  as above
+                    results, letters = future.result()
+                except HandlerError as error:
                     failed, more = failed or error, False
+                except Exception as error:  # noqa: BLE001  of the executor, not of the handler
+                    failed, more = failed or _lost(cut, error), False
                 else:
                     self._keep(letters)
                     yield from results
-            if failed is not None:
-                raise failed
+            if failed is not None or broken is not None:
+                raise failed or broken  # type: ignore[misc]  one of them is there
         finally:
-            for each in pending:
-                each.cancel()
+            for future, _ in pending:
+                future.cancel()
             executor.shutdown(wait=True, cancel_futures=True)
             chunks.close()
 
@@ -290,6 +315,7 @@ class Mapped:
         return ProcessPoolExecutor(self._parallel, mp_context=get_context(method))
 
     def _submit(self, executor: Executor, run: _Run, chunk: Chunk[Any]) -> Future[Any]:
+        future: Future[Any]
         if self._processes:
             future = executor.submit(_in_process, self._policy, chunk.cut, list(chunk))
         else:
