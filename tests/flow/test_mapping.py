@@ -22,6 +22,20 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 
 
+def collect(mapped: Any, into: list[Any], *, asynchronous: bool = False) -> None:
+    """The results, which are lists, as far as it goes."""
+
+    async def awaited() -> None:
+        async for result in mapped:
+            into.extend(result)
+
+    if asynchronous:
+        asyncio.run(awaited())
+    else:
+        for result in mapped:
+            into.extend(result)
+
+
 def run(mapped: Any, *, asynchronous: bool) -> list[Any]:
     async def awaited() -> list[Any]:
         return [result async for result in mapped]
@@ -105,7 +119,7 @@ def test_the_window_stays_in_the_budget(parallel: int) -> None:
     assert budget.held_bytes == 0
 
 
-class Bad(Exception):
+class BadRow(Exception):  # noqa: N818  its name is shown in messages
     """What a handler says of a bad row."""
 
 
@@ -115,7 +129,7 @@ def refusing(bad: set[int], calls: list[int] | None = None) -> Callable[[list[in
             calls.append(len(chunk))
         wrong = bad.intersection(chunk)
         if wrong:
-            raise Bad(f"row {min(wrong)}")
+            raise BadRow(f"row {min(wrong)}")
         return list(chunk)
 
     return handler
@@ -124,22 +138,13 @@ def refusing(bad: set[int], calls: list[int] | None = None) -> Callable[[list[in
 @both
 @pytest.mark.parametrize("parallel", [1, 3])
 def test_stop_names_the_rows_and_loses_no_result_before(asynchronous: bool, parallel: int) -> None:
-    budget, seen = Budget("1M"), []
+    budget, seen = Budget("1M"), list[int]()
     mapped = flow.chunks(range(100), rows=10, budget=budget, parallel=parallel).map(refusing({37}))
-
-    async def awaited() -> None:
-        async for result in mapped:
-            seen.extend(result)
-
-    with pytest.raises(HandlerError, match=r"the handler failed at rows 30 to 39 \(chunk 3\): Bad: row 37") as caught:
-        if asynchronous:
-            asyncio.run(awaited())
-        else:
-            for result in mapped:
-                seen.extend(result)
+    with pytest.raises(HandlerError, match=r"failed at rows 30 to 39 \(chunk 3\): BadRow: row 37") as caught:
+        collect(mapped, seen, asynchronous=asynchronous)
     assert seen[:30] == list(range(30))
     assert (caught.value.first, caught.value.last, caught.value.chunk, caught.value.attempts) == (30, 39, 3, 1)
-    assert isinstance(caught.value.__cause__, Bad)
+    assert isinstance(caught.value.__cause__, BadRow)
     assert budget.held_bytes == 0
 
 
@@ -151,7 +156,7 @@ def test_continue_gives_up_the_chunk(asynchronous: bool, parallel: int) -> None:
     found = [row for result in run(mapped, asynchronous=asynchronous) for row in result]
     assert found == [*range(30), *range(40, 90)]
     assert [(letter.first, letter.last, letter.chunk, letter.error) for letter in mapped.dead] == [
-        (30, 39, 3, "Bad: row 37"), (90, 99, 9, "Bad: row 99"),
+        (30, 39, 3, "BadRow: row 37"), (90, 99, 9, "BadRow: row 99"),
     ]  # fmt: skip
 
 
@@ -169,12 +174,12 @@ def test_one_bad_row_in_a_million_is_found_in_twenty_steps() -> None:
     calls: list[int] = []
     mapped = flow.chunks(range(1_000_000), rows=None, page_rows=8192, on_error="bisect").map(refusing({777_777}, calls))
     assert mapped.run() == 1_000_000
-    assert [(letter.first, letter.error) for letter in mapped.dead] == [(777_777, "Bad: row 777777")]
+    assert [(letter.first, letter.error) for letter in mapped.dead] == [(777_777, "BadRow: row 777777")]
     assert len(calls) <= 1 + 2 * 20
 
 
 def test_retry_waits_longer_each_time_and_then_stops() -> None:
-    clock, calls = FakeClock(), []
+    clock, calls = FakeClock(), list[int]()
     mapped = flow.chunks(range(10), rows=5, on_error="retry", retries=3, backoff=0.5, clock=clock).map(
         refusing({7}, calls)
     )
@@ -191,7 +196,7 @@ def test_retry_that_helps_leaves_no_trace(asynchronous: bool) -> None:
     def handler(chunk: list[int]) -> int:
         if left[0]:
             left[0] -= 1
-            raise Bad
+            raise BadRow
         return sum(chunk)
 
     mapped = flow.chunks(range(10), rows=5, on_error="retry", backoff=0).map(handler)
@@ -214,8 +219,7 @@ def test_a_source_that_fails_lets_those_in_flight_finish() -> None:
 
     seen: list[int] = []
     with pytest.raises(SourceError, match="behind 25 rows"):
-        for result in flow.chunks(source(), rows=10, parallel=4).map(list):
-            seen += result
+        collect(flow.chunks(source(), rows=10, parallel=4).map(list), seen)
     assert seen == list(range(25))
 
 

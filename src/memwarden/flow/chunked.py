@@ -18,24 +18,13 @@ from memwarden.units import MIB, parse_duration
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator
-    from typing import Any, Generic, TypeVar
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+    from typing import Any
 
     from memwarden.budget import Budget
     from memwarden.flow.mapping import DeadLetter, Mapped
     from memwarden.flow.sources import AsyncReader, Reader
     from memwarden.ports import Clock, Pressure
-
-    T = TypeVar("T")
-else:
-    T = None
-
-    class Generic:
-        """Typing's costs its import."""
-
-        def __class_getitem__(cls, _item: object) -> type:
-            return cls
-
 
 __all__ = ["Chunks", "chunks"]
 
@@ -45,7 +34,7 @@ _PIECE_SHARE, _PIECE_BYTES = 1 / 16, 4 * MIB
 MOST_FAILURES = 100
 
 
-class Chunks(Generic[T]):
+class Chunks:
     """What `chunks` gives: iterate over it, with `for` or `async for`, or `map` a handler over it.
 
     `cut` is the record of the chunk handed out last, `rows` how many rows were handed out, `skipped` how many were
@@ -80,21 +69,21 @@ class Chunks(Generic[T]):
         self._run = _Run(self._source, self.dead, self._token, extra_shares=extra_shares, **self._settings)
         return self._run
 
-    def __iter__(self) -> Iterator[Chunk[T]]:
+    def __iter__(self) -> Iterator[Chunk[Any]]:
         return self.pages()
 
-    def __aiter__(self) -> AsyncIterator[Chunk[T]]:
+    def __aiter__(self) -> AsyncIterator[Chunk[Any]]:
         return self.pages_async()
 
-    def pages(self) -> Generator[Chunk[T], None, None]:
+    def pages(self) -> Generator[Chunk[Any], None, None]:
         """The same as iterating, for who closes it himself."""
         return self._start().chunks()
 
-    def pages_async(self) -> AsyncGenerator[Chunk[T], None]:
+    def pages_async(self) -> AsyncGenerator[Chunk[Any], None]:
         """The same, awaited."""
         return self._start().chunks_async()
 
-    def map(self, handler: Callable[[Chunk[T]], Any], **options: Any) -> Mapped:
+    def map(self, handler: Callable[[Chunk[Any]], Any], **options: Any) -> Mapped:
         """The results of a handler called with each chunk, as many at once as `parallel` says.
 
         Options given here win over those of `chunks`: parallel, processes, ordered, on_error, retries, backoff_s.
@@ -448,7 +437,7 @@ class _Run:
 
 
 def chunks(
-    source: Iterable[T] | AsyncIterable[T] | Any,
+    source: Any,
     *,
     budget: str | float | Budget = DEFAULT_BUDGET,
     rows: int | None = 1000,
@@ -471,7 +460,7 @@ def chunks(
     name: str = "chunks",
     clock: Clock | None = None,
     **options: Any,
-) -> Chunks[T]:
+) -> Chunks:
     """Any source in chunks: cut by bytes while streaming, at most `rows` rows and `seconds` seconds each.
 
     `source` is an iterable, a generator, an asynchronous iterable, a path (.csv, .ndjson, .jsonl, .txt, .log, .parquet,

@@ -193,7 +193,7 @@ def _lost(cut: Cut, error: Exception) -> HandlerError:
 class Mapped:
     """What `Chunks.map` gives: the handler's results, with `for` or `async for`. `dead` are the rows given up."""
 
-    def __init__(self, chunks: Chunks[Any], handler: Callable[[Any], Any], options: dict[str, Any]) -> None:
+    def __init__(self, chunks: Chunks, handler: Callable[[Any], Any], options: dict[str, Any]) -> None:
         if not callable(handler):
             what = f"a {type(handler).__name__} is no handler"
             raise ConfigError(what, where="map", mend="give a function that takes a chunk")
@@ -294,8 +294,8 @@ class Mapped:
                 else:
                     self._keep(letters)
                     yield from results
-            if failed is not None or broken is not None:
-                raise failed or broken  # type: ignore[misc]  one of them is there
+            if failed := failed or broken:
+                raise failed
         finally:
             for future, _ in pending:
                 future.cancel()

@@ -114,7 +114,7 @@ def _page_of(answer: Any) -> list[Any]:
 class Lazy:
     """What `lazy` gives: iterate over its rows, with `for` or `async for`. `dead` are pages that were left out."""
 
-    def __init__(self, source: Chunks[Any]) -> None:
+    def __init__(self, source: Chunks) -> None:
         self._chunks = source
         self.dead: list[DeadLetter] = source.dead
 
