@@ -23,7 +23,8 @@ MemwardenError
 ├── FlowError                         a stream could not go on
 │   ├── SourceError                   what it reads from failed, or is nothing that can be read
 │   ├── HandlerError                  what it hands its chunks to failed
-│   └── OversizeError                 one row is larger than a chunk may be
+│   ├── OversizeError                 one row is larger than a chunk may be
+│   └── ReleasedError                 a chunk was read after the next one was asked for
 ├── MemoryRefused (MemoryError)       the fence refused an allocation, whatever it looked like at first
 └── SuperviseError                    `memwarden run` itself could not do its work
 
@@ -245,6 +246,10 @@ class OversizeError(FlowError):
         self.size_bytes = size_bytes
         self.target_bytes = target_bytes
         super().__init__(what, mend='raise the budget, or give oversize="pass" or "skip"')
+
+
+class ReleasedError(FlowError):
+    """A chunk was read after the next one was asked for: its rows are gone by then."""
 
 
 class MemoryRefused(MemwardenError, MemoryError):  # noqa: N818  it is what a refused allocation is called everywhere here
