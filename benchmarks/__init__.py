@@ -22,6 +22,9 @@ NAMES = (
     "oom_attribution",
     "extensions",
     "survival",
+    "flow_pool",
+    "flow_cache",
+    "flow_container",
 )
 
 

@@ -24,11 +24,13 @@ from memwarden.errors import (
     ServiceFactoryError,
     ServiceNotFoundError,
 )
-from memwarden.flow.container import Container, ServiceStatistics
+from memwarden.flow.container import Container
 from memwarden.testing import FakeClock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+
+    from memwarden.flow.container_facts import ServiceStatistics
 
 PATIENCE_S = 20.0
 

@@ -15,7 +15,6 @@ from memwarden.errors import ConfigError, MemoryPressureError
 from memwarden.facts import Fact, Level
 from memwarden.flow.cache_store import store_for
 from memwarden.flow.flight import MISSING, Flights
-from memwarden.flow.forks import renew_in_child
 from memwarden.flow.generic import Generic, K, P, T, V
 from memwarden.flow.sizing import size_of
 from memwarden.units import format_bytes, parse_bytes, parse_duration
@@ -127,7 +126,6 @@ class Cache(Generic[K, V]):
             self._account = budget.account(name)
             self._granted = self._ceiling = 0
             budget.register(self)
-        renew_in_child(self)
 
     def __repr__(self) -> str:
         held, most = format_bytes(self.held_bytes), format_bytes(self.max_bytes)
@@ -195,7 +193,7 @@ class Cache(Generic[K, V]):
             self._follow(self._pressure.verdict)
         if box.current_size() <= self._ceiling:
             return True
-        if self._ceiling == self._limit and len(box) > 1:  # full, as it mostly is: one goes, and that is mostly enough
+        if self._ceiling == self._limit:  # full, as it mostly is: one goes, and that is mostly enough
             try:  # noqa: SIM105  contextlib is not loaded, and slower
                 box.popitem()
             except KeyError:  # another thread emptied it
@@ -375,10 +373,6 @@ class Cache(Generic[K, V]):
             self._grown()
         if account is not None:
             account.close()
-
-    def after_fork(self) -> None:
-        """In a forked child: whoever was computing is not here."""
-        self._flights.after_fork()
 
     # --- keeping what functions compute ------------------------------------------------------------------------
 

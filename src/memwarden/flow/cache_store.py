@@ -80,9 +80,12 @@ class PlainLRU:
 
     def popitem(self) -> tuple[Any, Any]:
         """Take the least recent one out. Raises KeyError."""
-        with self._lock:
-            key, entry = self._data.popitem(last=False)
+        self._acquire()
+        try:
+            key, entry = self._data.popitem(False)
             self._total -= entry[1]
+        finally:
+            self._release()
         return key, entry[0]
 
     def current_size(self) -> int:

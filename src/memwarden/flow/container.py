@@ -3,15 +3,17 @@
 A key is a class or a name. `lazy` services are kept once made (where `cache_instances` is on), `singleton` ones always,
 `transient` ones never. What a factory wants is found by its type hints (`auto_wire`). Under pressure, idle services
 that can be made again are released. What is not here: scopes per request, wiring of foreign functions.
+
+Importing this and making services by plain factories weighs next to nothing: what units, wiring, statistics and
+waiting need is loaded when they are used.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from contextvars import ContextVar
+from _contextvars import ContextVar
+from _thread import RLock
 from sys import getrefcount
 
-from memwarden.budget import Gate
 from memwarden.clock import SystemClock
 from memwarden.errors import (
     AsyncServiceError,
@@ -22,18 +24,18 @@ from memwarden.errors import (
     ServiceFactoryError,
     ServiceNotFoundError,
 )
-from memwarden.facts import Fact
 from memwarden.flow.flight import MISSING, Flights, WouldBlockError
 from memwarden.flow.forks import renew_in_child
-from memwarden.units import format_bytes, format_duration, parse_bytes, parse_duration
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
     from typing import Any, Self, overload
 
     from memwarden.budget import Budget
+    from memwarden.flow.container_facts import ContainerStatistics, Event, ServiceStatistics
     from memwarden.flow.generic import T
     from memwarden.flow.wiring import Need
     from memwarden.ports import Clock
@@ -43,57 +45,13 @@ else:
         return function
 
 
-__all__ = ["Container", "ContainerStatistics", "Event", "ServiceStatistics"]
+__all__ = ["Container"]
 
 LAZY, SINGLETON, TRANSIENT, INSTANCE = "lazy", "singleton", "transient", "instance"
 # What the debug mode remembers.
 MOST_EVENTS = 1000
 # One slice of shedding (ports.Sheddable).
 SLICE_S = 0.005
-
-
-class ServiceStatistics(Fact):
-    """One service: how often it was made and found made, the mean time of making it without what it wants in turn.
-
-    `bytes` is what making it left in memory, measured the last time; None where nobody asked for measuring. `live` is
-    whether it is made now.
-    """
-
-    name: str
-    kind: str
-    live: bool
-    created: int
-    cached: int
-    mean_creation_s: float | None
-    bytes: int | None
-
-
-class ContainerStatistics(Fact):
-    """What a container did. `created` services were made, `cached` look-ups found one made.
-
-    `bytes` is what making those left in memory that are made now, and `not_spent_bytes` what those that are not made
-    took in an earlier run; None where nothing was measured, or no profile of an earlier run was given.
-    """
-
-    registered: int
-    live: int
-    created: int
-    cached: int
-    released: int
-    mean_creation_s: float | None
-    bytes: int | None
-    not_spent_bytes: int | None
-    services: tuple[ServiceStatistics, ...]
-
-
-class Event(Fact):
-    """What the debug mode saw: `what` (made, released, closed, failed) of which service, at the end of `path`."""
-
-    monotonic_s: float
-    what: str
-    name: str
-    path: tuple[str, ...] = ()
-    duration_s: float | None = None
 
 
 class _Service:
@@ -181,17 +139,17 @@ class Container:
         self._circles = circular_detection
         self._measure = measure
         self._profile = None if profile is None else dict(profile)
-        self._idle_s = parse_duration(idle, where="idle")
+        self._idle_s = idle if isinstance(idle, float) and idle >= 0 else _duration(idle)
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._services: dict[Any, list[_Service]] = {}
         self._aliases: dict[Any, Any] = {}
         self._made: dict[Any, _Slot] = {}  # by key and by alias
         self._order: list[_Slot] = []
         self._flights = Flights(_service_name)
-        self._gate = Gate(lambda _: None)
+        self._lock = RLock()
         self._released = 0
         self._closed = False
-        self._events: deque[Event] | None = deque(maxlen=MOST_EVENTS) if debug else None
+        self._events = _remembered() if debug else None
         if budget is not None:
             budget.register(self)
         renew_in_child(self)
@@ -261,9 +219,9 @@ class Container:
             raise ConfigError("a transient service is never closed", where=service.name, mend="use lazy()")
         service.tags = frozenset((tags,) if isinstance(tags, str) else tags)
         service.when, service.close, service.enter, service.rebuildable = when, close, enter, rebuildable
-        service.size_bytes = None if size is None else parse_bytes(size, where="size")
+        service.size_bytes = None if size is None else _size(size)
         self._unmade(key)
-        with self._gate:
+        with self._lock:
             others = [each for each in self._services.get(key, ()) if each.when is not None]
             plain = [each for each in self._services.get(key, ()) if each.when is None]
             self._services[key] = [*others, service, *plain] if when is not None else [*others, service]
@@ -306,7 +264,7 @@ class Container:
 
     def tagged(self, tag: str) -> tuple[Any, ...]:
         """The keys of the services that have the tag, in the order of registration."""
-        with self._gate:
+        with self._lock:
             return tuple(key for key, each in self._services.items() if any(tag in one.tags for one in each))
 
     def get_tagged(self, tag: str) -> list[Any]:
@@ -330,7 +288,7 @@ class Container:
         services = self._services.get(key)
         if services is None:
             if self._auto_wire and _is_makeable(key):
-                with self._gate:
+                with self._lock:
                     services = self._services.setdefault(key, [_Service(key, LAZY, key)])
             else:
                 raise self._not_found(asked, "nothing is registered under it", mend="register it first")
@@ -377,7 +335,7 @@ class Container:
 
     def _given(self, key: Any, slot: _Slot) -> Any:
         """Found by this key from now on, which may be an alias."""
-        with self._gate:
+        with self._lock:
             if slot in self._order:
                 self._made[key] = slot
         return slot.value
@@ -519,13 +477,15 @@ class Container:
 
             slot.size_bytes = size_of(slot.value)
         slot.references = getrefcount(slot.value)
-        with self._gate:
+        with self._lock:
             self._order.append(slot)
             self._made[service.key] = slot
         return slot
 
     def _tell(self, what: str, service: _Service, path: tuple[str, ...], duration_s: float | None = None) -> None:
         if self._events is not None:
+            from memwarden.flow.container_facts import Event
+
             now = self._clock.monotonic()
             self._events.append(Event(monotonic_s=now, what=what, name=service.name, path=path, duration_s=duration_s))
 
@@ -583,7 +543,7 @@ class Container:
             raise ExceptionGroup(f"closing {self.name!r}", errors)
 
     def _reversed(self) -> Iterator[_Slot]:
-        with self._gate:
+        with self._lock:
             slots = self._order[::-1]
         return iter(slots)
 
@@ -612,7 +572,7 @@ class Container:
 
     def _forget(self, slot: _Slot, what: str = "released") -> bool:
         """Out of the books; false where another was first."""
-        with self._gate:
+        with self._lock:
             if slot not in self._order:
                 return False
             self._order.remove(slot)
@@ -640,8 +600,8 @@ class Container:
         await self.aclose()
 
     def after_fork(self) -> None:
-        """In a forked child: whoever was making is not here."""
-        self._flights.after_fork()
+        """In a forked child: a thread that is not here may have held the lock."""
+        self._lock = RLock()
 
     # --- memory ------------------------------------------------------------------------------------------------
 
@@ -670,7 +630,7 @@ class Container:
 
     def _idle(self, now: float) -> list[_Slot]:
         found = []
-        with self._gate:
+        with self._lock:
             for slot in self._order:
                 if slot.hits != slot.seen_hits:
                     slot.seen_hits, slot.seen_s = slot.hits, now
@@ -688,13 +648,15 @@ class Container:
     @property
     def statistics(self) -> ContainerStatistics:
         """What was made and found made, and what it cost."""
-        with self._gate:
+        with self._lock:
             live = {id(each.service): each for each in self._order}
             services = [each for group in self._services.values() for each in group]
         found = tuple(_statistics_of(each, live.get(id(each))) for each in services)
         created = sum(each.created for each in found)
         seconds = sum(each.seconds for each in services)
         sizes = [each.bytes for each in found if each.live and each.bytes is not None]
+        from memwarden.flow.container_facts import ContainerStatistics
+
         return ContainerStatistics(
             registered=len(self._services), live=len(live), created=created,
             cached=sum(each.cached for each in found), released=self._released,
@@ -730,6 +692,8 @@ class Container:
         except MemwardenError as error:
             yield f"{indent}{_name_of(key)}: {error.what}"
             return
+        from memwarden.units import format_bytes, format_duration
+
         statistics = _statistics_of(service, self._made.get(service.key))
         words = [service.kind, "made" if statistics.live else "not made"]
         if statistics.mean_creation_s is not None:
@@ -774,7 +738,7 @@ class _Measured:
             above[-1].seconds += seconds
             above[-1].bytes += taken
         if error is None:
-            with container._gate:  # noqa: SLF001
+            with container._lock:  # noqa: SLF001
                 service.created += 1
                 service.seconds += seconds - frame.seconds
                 if container._measure:  # noqa: SLF001
@@ -813,6 +777,8 @@ def _traced_bytes() -> tuple[int, bool]:
 
 
 def _statistics_of(service: _Service, slot: _Slot | None) -> ServiceStatistics:
+    from memwarden.flow.container_facts import ServiceStatistics
+
     live = slot is not None and slot.service is service
     return ServiceStatistics(
         name=service.name, kind=service.kind, live=live, created=service.created,
@@ -832,6 +798,24 @@ async def _finish_async(generator: Any) -> None:
     if await anext(generator, MISSING) is not MISSING:
         await generator.aclose()
         raise ConfigError("it yields more than once", where=str(generator.__qualname__), mend="yield the service once")
+
+
+def _remembered() -> deque[Event]:
+    from collections import deque
+
+    return deque(maxlen=MOST_EVENTS)
+
+
+def _duration(value: str | float) -> float:
+    from memwarden.units import parse_duration
+
+    return parse_duration(value, where="idle")
+
+
+def _size(value: str | int) -> int:
+    from memwarden.units import parse_bytes
+
+    return parse_bytes(value, where="size")
 
 
 def _path() -> tuple[str, ...]:

@@ -3,15 +3,17 @@
 What was raised goes to everybody who waited. Where its maker was cancelled or interrupted, one of those who wait makes
 it instead. Nobody waits in a circle: whoever would wait for what waits for him is told so, across threads, coroutines,
 caches and containers. Threads and coroutines may wait for the same flight.
+
+Nothing is imported here that a small process does not have already: `threading` comes with the first wait.
 """
 
 from __future__ import annotations
 
-import threading
-from contextvars import ContextVar
+from _contextvars import ContextVar
+from _thread import RLock, get_ident
 
-from memwarden.budget import Gate, settle, waker
 from memwarden.errors import CircularDependencyError
+from memwarden.flow.forks import renew_in_child
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class _Flight:
     def __init__(self, name: str, *, awaited: bool) -> None:
         self.name = name
         self.awaited = awaited
-        self.thread = threading.get_ident()
+        self.thread = get_ident()
         self.landed = False
         self.value: Any = MISSING
         self.error: Exception | None = None
@@ -46,7 +48,8 @@ class _Flight:
 # What the running thread or task is making, the outermost first. Tasks inherit it, threads of asyncio.to_thread too.
 _making: ContextVar[tuple[_Flight, ...]] = ContextVar("memwarden_making", default=())
 # One for all flights, so that circles are seen wherever they lead; held for a few operations, never while making.
-_gate = Gate(lambda _: None)
+# Re-entrant, for finalizers that ask for something wherever a collection runs.
+_gate = RLock()
 
 
 class Flights:
@@ -55,6 +58,7 @@ class Flights:
     def __init__(self, name_of: Callable[[Any], str]) -> None:
         self._name_of = name_of
         self._under_way: dict[Any, _Flight] = {}
+        renew_in_child(self)
 
     def __len__(self) -> int:
         return len(self._under_way)
@@ -65,11 +69,14 @@ class Flights:
         Raises CircularDependencyError, WouldBlockError, what `make` raised.
         """
         while True:
-            event = threading.Event()
-            flight, ours = self._join(key, event.set, awaited=False)
+            flight, ours = self._join(key, awaited=False)
             if ours:
                 return self._fly(key, flight, look, make)
+            from threading import Event
+
+            event = Event()
             try:
+                self._wake_by(flight, event.set)
                 event.wait()
             finally:
                 self._leave(flight)
@@ -80,15 +87,18 @@ class Flights:
 
     async def run_async(self, key: Any, look: Callable[[], Any], make: Callable[[], Awaitable[Any]]) -> Any:
         """The same for a coroutine that makes it."""
-        import asyncio
-
-        loop = asyncio.get_running_loop()
         while True:
-            future = loop.create_future()
-            flight, ours = self._join(key, waker(loop, future), awaited=True)
+            flight, ours = self._join(key, awaited=True)
             if ours:
                 return await self._fly_async(key, flight, look, make)
+            from asyncio import get_running_loop
+
+            from memwarden.budget import settle, waker
+
+            loop = get_running_loop()
+            future = loop.create_future()
             try:
+                self._wake_by(flight, waker(loop, future))
                 await future
             finally:
                 settle(future)
@@ -98,8 +108,8 @@ class Flights:
             if flight.error is not None:
                 raise flight.error
 
-    def _join(self, key: Any, wake: Callable[[], object], *, awaited: bool) -> tuple[_Flight, bool]:
-        """(the flight, whether we are to fly it). Else `wake` is called when it has landed."""
+    def _join(self, key: Any, *, awaited: bool) -> tuple[_Flight, bool]:
+        """(the flight, whether we are to fly it). Else we wait for it from now on, until `_leave`."""
         making = _making.get()
         with _gate:
             flight = self._under_way.get(key)
@@ -108,13 +118,21 @@ class Flights:
                 return flight, True
             circle = _way_back(flight, making)
             if not circle:
-                if not awaited and flight.awaited and flight.thread == threading.get_ident():
+                if not awaited and flight.awaited and flight.thread == get_ident():
                     raise WouldBlockError
-                flight.wakes.append(wake)
                 for each in making:
                     each.waits.append(flight)
                 return flight, False
         raise CircularDependencyError(circle, mend="break the circle: ask for one of them later, when it is used")
+
+    @staticmethod
+    def _wake_by(flight: _Flight, wake: Callable[[], object]) -> None:
+        """Have this called when it has landed; at once where it has."""
+        with _gate:
+            if not flight.landed:
+                flight.wakes.append(wake)
+                return
+        wake()
 
     def _leave(self, flight: _Flight) -> None:
         with _gate:
@@ -160,7 +178,9 @@ class Flights:
             wake()
 
     def after_fork(self) -> None:
-        """In a forked child: whoever was making is not here."""
+        """In a forked child: whoever was making is not here, and may have held the lock."""
+        global _gate  # noqa: PLW0603  one for all, renewed in the child
+        _gate = RLock()
         self._under_way.clear()
 
 
