@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import subprocess
+import sys
 import threading
 from abc import ABC, abstractmethod
 from functools import partial
@@ -775,6 +777,21 @@ def test_a_service_is_explained_before_it_is_made() -> None:
     assert "Egg: needs itself" in container.explain(Egg)
     assert container.explain("nothing") == "nothing: nothing is registered under it"
     assert container.statistics.created == 0
+
+
+def test_making_services_by_plain_factories_loads_nothing_that_weighs() -> None:
+    program = """
+import sys
+from memwarden.flow.container import Container
+container = Container(auto_wire=False)
+container.instance("a", 1)
+container.get("a")
+print(sorted({"re", "enum", "threading", "collections", "inspect", "typing", "asyncio"} & set(sys.modules)))
+"""
+    source = [each for each in sys.path if each]
+    command = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path[:0] = {source!r}\n" + program]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 # --- memory --------------------------------------------------------------------------------------------------
