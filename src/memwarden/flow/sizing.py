@@ -223,6 +223,13 @@ class Sizer:
 
     def __init__(self) -> None:
         self._ways: dict[type, Callable[[Any], int]] = {}
+        self._kind: type = tuple  # of rows that were a table last
+
+    def _is_table(self, kind: type) -> bool:
+        if kind is not tuple and not _is_row(kind):
+            return False
+        self._kind = kind
+        return True
 
     def __call__(self, row: Any) -> int:
         """The bytes of one row."""
@@ -249,7 +256,7 @@ class Sizer:
             total = flat_sum(rows, _FLAT)
             if total >= 0:
                 return total
-        elif kind is tuple or _is_row(kind):
+        elif kind is self._kind or self._is_table(kind):
             total = table_sum(rows, _FLAT)
             if total >= 0:
                 return total + len(rows) * _around(rows[0])
