@@ -319,6 +319,32 @@ def test_what_it_holds_is_in_the_budget_and_never_more_than_that_grants(plain: b
     assert len(budget.lost) == 0
 
 
+def test_a_bound_that_fell_is_reached_in_slices_and_one_large_value_makes_its_room_at_once(plain: bool) -> None:
+    clock, warden = FakeClock(), Following()
+
+    class Slow:
+        def __del__(self) -> None:
+            clock.advance(0.001)
+
+    cache: Cache[int, Any] = Cache(
+        1000, sizer=lambda value: 900 if value is None else 10, pressure=warden, plain=plain, clock=clock
+    )
+    for number in range(100):
+        cache.set(number, Slow())
+    assert cache.set(100, None)
+    assert cache.held_bytes == 1000
+    for number in range(101, 201):
+        cache.set(number, Slow())
+    warden.set(Level.EMERGENCY)
+    seen = []
+    for number in range(300, 310):
+        cache.set(number, Slow())
+        seen.append(cache.held_bytes)
+    assert seen == sorted(seen, reverse=True)
+    assert 100 < seen[0] < 1000
+    assert seen[-1] == 100
+
+
 def test_a_budget_that_has_nothing_left_means_no_cache_and_no_error(plain: bool) -> None:
     budget = Budget(100)
     with budget.account("other") as other:

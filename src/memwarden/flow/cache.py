@@ -92,7 +92,7 @@ class Cache(Generic[K, V]):
     """
 
     __slots__ = (
-        "__weakref__", "_account", "_box", "_ceiling", "_clock", "_default_ttl_s", "_expired", "_flights", "_gate",
+        "__weakref__", "_account", "_behind", "_box", "_ceiling", "_clock", "_default_ttl_s", "_expired", "_flights", "_gate",
         "_granted", "_grown_s", "_hits", "_level", "_limit", "_misses", "_new", "_oversize", "_pressure", "_removed",
         "_soft", "_store", "_verdict", "name",
     )  # fmt: skip
@@ -117,6 +117,7 @@ class Cache(Generic[K, V]):
         self._hits = self._misses = self._new = self._removed = self._expired = self._oversize = 0
         self._pressure = pressure if pressure is not None or budget is None else budget.pressure
         self._verdict: Verdict | None = None
+        self._behind = False  # the bound fell, and not everything above it has gone yet
         self._level = Level.NORMAL
         self._grown_s = self._clock.monotonic()
         self._gate = Gate(lambda _: None)
@@ -310,8 +311,8 @@ class Cache(Generic[K, V]):
             self._grown()
             if self._account is not None and self._granted < self._soft:
                 self._ask(self._account, self.held_bytes)
-        if self.held_bytes > self._ceiling:
-            self._evict(self._ceiling)
+        if self.held_bytes > self._ceiling:  # the bound holds, whatever must go; a bound that fell is reached in slices
+            self._evict(self._ceiling, SLICE_S if self._behind else _NEVER)
         return bool(self._box.contains(key))
 
     def _ask(self, account: Account, held_bytes: int) -> None:
@@ -339,11 +340,11 @@ class Cache(Generic[K, V]):
                 self._granted -= spare
                 self._ceiling = min(self._soft, self._granted)
 
-    def _evict(self, most_bytes: int) -> int:
-        """Drop the least recent entries until so much is left, for 5 ms at most; the bytes. Holds no lock of ours."""
-        box, freed, until_s = self._box, 0, self._clock.monotonic() + SLICE_S
+    def _evict(self, most_bytes: int, within_s: float = SLICE_S) -> int:
+        """Drop the least recent entries until so much is left, or the time is over; the bytes. Holds no lock of ours."""
+        box, freed, until_s = self._box, 0, self._clock.monotonic() + within_s
         before = box.current_size()
-        while before > most_bytes and self._clock.monotonic() < until_s:
+        while before > most_bytes:
             for _ in range(ENTRIES_A_LOOK):
                 try:
                     box.popitem()
@@ -354,6 +355,9 @@ class Cache(Generic[K, V]):
                 before = left
                 if left <= most_bytes:
                     break
+            if self._clock.monotonic() >= until_s:
+                break
+        self._behind = before > most_bytes
         return int(freed)
 
     def shed(self, size_bytes: int) -> int:

@@ -129,8 +129,16 @@ class BasePool(Generic[T]):
     def _hook(self, name: str, given: Callable[..., Any] | None) -> Callable[..., Any] | None:
         if given is not None:
             return given
-        own = getattr(type(self), name) is not getattr(BasePool, name)
-        return getattr(self, name) if own else None
+        own = getattr(type(self), name)
+        if own is getattr(BasePool, name):
+            return None
+        weak = ref(self)  # a bound method would keep a dropped pool, and what it holds, until a collection
+
+        def hook(*objects: Any) -> Any:
+            return own(weak(), *objects)
+
+        hook.__qualname__ = own.__qualname__
+        return hook
 
     # --- telling -----------------------------------------------------------------------------------------------
 
@@ -206,6 +214,7 @@ class BasePool(Generic[T]):
         if life_s != NEVER:
             life_s *= 1 - JITTER * self._chance()
         with self._lock:
+            self._bury()  # a dropped object's identity may be the new one's
             fresh = self._core.adopt(entry, now, life_s)
             if fresh and lent:
                 self._core.lend(entry, code, at)
