@@ -44,6 +44,7 @@ MODULES = [_module(path) for path in _sources()]
 THIRD_PARTIES = {
     "memwarden.sense.portable": {"psutil"},
     "memwarden.cli._rich": {"rich"},
+    "memwarden.flow.arrow": {"pyarrow"},
 }
 
 
