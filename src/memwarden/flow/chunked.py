@@ -39,9 +39,9 @@ MOST_FAILURES = 100
 class Chunks:
     """What `chunks` gives: iterate over it, with `for` or `async for`, or `map` a handler over it.
 
-    `cut` is the record of the chunk handed out last, `rows` how many rows were handed out, `skipped` how many were
-    above the target and left out, `dead` what was given up under on_error="continue". Each iteration is a run of its
-    own over the source; a generator or cursor has only one in it.
+    `rows` says how many rows the last run handed out, `skipped` how many were above the target and left out, `dead`
+    what was given up under on_error. Each iteration is a run of its own over the source; a generator or cursor has
+    only one in it.
     """
 
     def __init__(self, source: Any, settings: dict[str, Any]) -> None:
