@@ -45,6 +45,7 @@ THIRD_PARTIES = {
     "memwarden.sense.portable": {"psutil"},
     "memwarden.cli._rich": {"rich"},
     "memwarden.flow.cache_store": {"cachebox"},
+    "memwarden.flow.arrow": {"pyarrow"},
 }
 
 

@@ -39,9 +39,9 @@ MOST_FAILURES = 100
 class Chunks:
     """What `chunks` gives: iterate over it, with `for` or `async for`, or `map` a handler over it.
 
-    `cut` is the record of the chunk handed out last, `rows` how many rows were handed out, `skipped` how many were
-    above the target and left out, `dead` what was given up under on_error="continue". Each iteration is a run of its
-    own over the source; a generator or cursor has only one in it.
+    `rows` says how many rows the last run handed out, `skipped` how many were above the target and left out, `dead`
+    what was given up under on_error. Each iteration is a run of its own over the source; a generator or cursor has
+    only one in it.
     """
 
     def __init__(self, source: Any, settings: dict[str, Any]) -> None:
@@ -481,8 +481,8 @@ def chunks(
 
     `on_error` of the source: "stop" (a SourceError behind the chunk of what came before), "retry" (ask again up to
     `retries` times, waiting `backoff` seconds and twice as long each time), "continue" (leave the row out; `dead`
-    says which). Fetch pages grow from one row to `page_rows` (None: as the chunk has room), or have that size from the
-    first on (`whole_pages`). For a handler see `map`. `cache` (a mapping, or a `flow.Cache`) keeps the chunks for the next run.
+    says which). For a handler see `map`. `cache` (a mapping, or a `flow.Cache`) keeps the chunks for the next run.
+    Fetch pages grow from one row to `page_rows` (None: as the chunk has room; `whole_pages`: from the first one on).
 
     Raises ConfigError on wrong settings; while iterating SourceError, OversizeError, MemoryPressureError (after
     `patience` seconds in which the shared budget had no room).

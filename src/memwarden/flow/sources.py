@@ -227,6 +227,8 @@ def open_async(source: Any, share: Share, **options: Any) -> AsyncReader:
         return reader
     if is_async(source):
         return _AsyncFetching(source) if hasattr(source, "fetchmany") else _AsyncIterable(aiter(source))
+    if hasattr(source, "aiterator") and hasattr(source, "model"):
+        return _AsyncIterable(aiter(source.aiterator(chunk_size=options.get("page_rows", PAGE_ROWS))))
     return _InAsync(open_sync(source, share, **options))
 
 
