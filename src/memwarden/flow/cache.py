@@ -92,9 +92,9 @@ class Cache(Generic[K, V]):
     """
 
     __slots__ = (
-        "__weakref__", "_account", "_behind", "_box", "_ceiling", "_clock", "_default_ttl_s", "_expired", "_flights", "_gate",
-        "_granted", "_grown_s", "_hits", "_level", "_limit", "_misses", "_new", "_oversize", "_pressure", "_removed",
-        "_soft", "_store", "_verdict", "name",
+        "__weakref__", "_account", "_behind", "_box", "_ceiling", "_clock", "_default_ttl_s", "_expired", "_flights",
+        "_gate", "_granted", "_grown_s", "_hits", "_level", "_limit", "_misses", "_new", "_oversize", "_pressure",
+        "_removed", "_soft", "_store", "_verdict", "name",
     )  # fmt: skip
 
     def __init__(
@@ -341,7 +341,7 @@ class Cache(Generic[K, V]):
                 self._ceiling = min(self._soft, self._granted)
 
     def _evict(self, most_bytes: int, within_s: float = SLICE_S) -> int:
-        """Drop the least recent entries until so much is left, or the time is over; the bytes. Holds no lock of ours."""
+        """Drop the least recent entries until so much is left, or the time is over; the bytes. It holds no lock."""
         box, freed, until_s = self._box, 0, self._clock.monotonic() + within_s
         before = box.current_size()
         while before > most_bytes:
