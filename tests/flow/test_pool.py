@@ -797,7 +797,7 @@ def test_a_budget_is_charged_per_object_and_refuses_what_does_not_fit() -> None:
     assert budget.top() == (("buffers", 800 << 10),)
     with pytest.raises(MemoryPressureError):
         pool.acquire()
-    assert pool.made[-1].ended == 1
+    assert len(pool.made) == 2  # it is not made in vain
     assert counts(pool).making == 0
     pool.release(one)
     pool.discard(two)
@@ -814,6 +814,24 @@ def test_sizes_are_measured_where_they_are_not_given() -> None:
     assert 100_000 <= pool.held_bytes <= 101_000
     assert pool.shed(1) >= 100_000
     assert pool.held_bytes == 0
+
+
+@pytest.mark.parametrize("item_bytes", ["400K", None])
+def test_what_could_not_be_made_costs_the_budget_nothing(item_bytes: str | None) -> None:
+    budget = Budget("1M")
+
+    def fail() -> Thing:
+        raise OSError
+
+    pool: Pool[Any] = Pool(fail, budget=budget, item_bytes=item_bytes, auto_cleanup=False)
+    for _ in range(4):
+        with pytest.raises(FactoryError):
+            pool.acquire()
+    assert (budget.held_bytes, counts(pool).failed) == (0, 4)
+    large: Pool[Any] = Pool(lambda: bytearray(2 << 20), budget=budget, auto_cleanup=False)
+    with pytest.raises(MemoryPressureError):
+        large.acquire()
+    assert (budget.held_bytes, counts(large).making) == (0, 0)
 
 
 def test_what_was_lost_is_given_back_to_the_budget() -> None:

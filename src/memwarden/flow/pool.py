@@ -210,6 +210,7 @@ class Pool(BasePool[T]):
 
     def _made(self, code: CodeType | None, at: int, patience_s: float, until_s: float, *, lent: bool = True) -> Entry:
         """A new object in the room that was claimed."""
+        self._prepay()
         if self._create_timeout_s == NEVER:
             return self._made_here(code, at, lent=lent)
         limit_s = self._create_timeout_s

@@ -192,6 +192,7 @@ class AsyncPool(BasePool[T]):
         self, code: CodeType | None, at: int, patience_s: float, until_s: float, *, lent: bool = True
     ) -> Entry:
         """A new object in the room that was claimed."""
+        self._prepay()
         limit_s = self._create_timeout_s
         if patience_s:
             limit_s = min(limit_s, until_s - self._now())

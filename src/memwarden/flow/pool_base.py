@@ -25,7 +25,7 @@ from memwarden.units import format_duration, parse_bytes, parse_duration
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from types import CodeType
+    from types import CodeType, TracebackType
     from typing import Any
 
     from memwarden.budget import Account, Budget
@@ -38,6 +38,47 @@ JITTER = 0.1
 # The caretaker looks no more often than this, whatever times are set.
 LEAST_ROUND_S = 0.1
 NEVER = float("inf")
+
+
+class Latch:
+    """The lock of a pool's books. Re-entrant: a finalizer may return its object wherever a collection runs.
+
+    An object that its borrower drops is noticed in a finalizer, which must not wait: it is left in `dropped`, and
+    whoever holds the lock takes it out of the books when letting go.
+    """
+
+    __slots__ = ("_core", "_lock", "_now", "dropped", "owed_bytes")
+
+    def __init__(self, core: Core, now: Callable[[], float]) -> None:
+        self._core = core
+        self._now = now
+        self.dropped: deque[Entry] = deque()
+        self.owed_bytes = 0  # of what was ended and not given back to the budget yet
+        self.renew()
+
+    def renew(self) -> None:
+        """In a forked child: a thread that is not here may hold it."""
+        self._lock = threading.RLock()
+        self.dropped.clear()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._lock.release()
+        if self.dropped:
+            self.bury()
+
+    def bury(self) -> None:
+        """Take out of the books what was dropped, unless another holds the lock, who will."""
+        while self.dropped and self._lock.acquire(blocking=False):
+            try:
+                while self.dropped:
+                    entry = self.dropped.popleft()
+                    self._core.vanished(entry, self._now())
+                    self.owed_bytes += entry.size_bytes  # the budget's lock is not for finalizers
+            finally:
+                self._lock.release()
 
 
 class BasePool(Generic[T]):
@@ -91,11 +132,10 @@ class BasePool(Generic[T]):
         self._round_s = max(
             LEAST_ROUND_S, min(check_every_s, self._max_idle_s, self._max_lifetime_s, self._leak_after_s, 60.0)
         )
-        self._lock = threading.RLock()  # re-entrant: a finalizer may return its object wherever a collection runs
-        self._dropped: deque[Entry] = deque()
+        self._lock = Latch(self._core, self._now)
+        self._dropped = self._lock.dropped
         self._inherited: dict[int, Any] = {}
         self._since: dict[int, float] = {}  # when each call of the factory under way began
-        self._owed_bytes = 0
         self.last_error = ""
         self._account: Account | None = None
         if budget is not None:
@@ -227,21 +267,36 @@ class BasePool(Generic[T]):
         if obj is None:
             self._gave_up()
             raise self._bad_factory("gave None", mend="return the object")
-        try:
-            size = self._item_bytes if self._item_bytes is not None else size_of(obj)
-            self._pay(size)
-        except BaseException:
-            self._gave_up()
-            raise
+        size = self._item_bytes
+        if size is None:
+            try:
+                size = size_of(obj)
+                self._pay(size)
+            except BaseException:
+                self._gave_up()
+                raise
         try:
             return Entry(obj, ref(obj, _undertaker(ref(self), id(obj))), size)
         except TypeError:  # lists, dicts and slotted classes know no weak references
             return Entry(obj, None, size)
 
+    def _prepay(self) -> None:
+        """The budget's yes to one more object, before it is made, where its size is known by then."""
+        if self._item_bytes is not None:
+            try:
+                self._pay(self._item_bytes)
+            except BaseException:
+                with self._lock:
+                    self._core.unclaim()
+                raise
+
     def _gave_up(self) -> None:
+        """Nothing was made, after all."""
         with self._lock:
             self._core.failed += 1
             self._core.unclaim()
+        if self._item_bytes is not None:
+            self._repay(self._item_bytes)
 
     def _bad_factory(self, what: str, *, hung: bool = False, mend: str | None = None) -> FactoryError:
         factory = name_of(self._factory)
@@ -251,15 +306,8 @@ class BasePool(Generic[T]):
         return self._bad_factory(f"raised {type(error).__name__}: {error}")
 
     def _bury(self) -> None:
-        """Take out of the books what borrowers dropped. Whoever holds the lock does it for the others."""
-        while self._dropped and self._lock.acquire(blocking=False):
-            try:
-                while self._dropped:
-                    entry = self._dropped.popleft()
-                    self._core.vanished(entry, self._now())
-                    self._owed_bytes += entry.size_bytes  # the account's lock is not for finalizers
-            finally:
-                self._lock.release()
+        """Take out of the books what borrowers dropped."""
+        self._lock.bury()
 
     def _pay(self, size_bytes: int) -> None:
         if self._account is not None and size_bytes:
@@ -268,13 +316,13 @@ class BasePool(Generic[T]):
 
     def _repay(self, size_bytes: int) -> None:
         with self._lock:
-            self._owed_bytes += size_bytes
+            self._lock.owed_bytes += size_bytes
         self._settle()
 
     def _settle(self) -> None:
         """Give back to the budget what is owed; all of it once the pool is closed and empty."""
         with self._lock:
-            owed, self._owed_bytes = self._owed_bytes, 0
+            owed, self._lock.owed_bytes = self._lock.owed_bytes, 0
             over = self._core.closed and not self._core.entries and not self._core.making
         if self._account is not None:
             if owed and self._account.held_bytes >= owed:
@@ -360,10 +408,9 @@ class BasePool(Generic[T]):
 
     def after_fork(self) -> None:
         """In the child: what the pool had belongs to the parent. It is kept, so that no finalizer ends it from here."""
-        self._lock = threading.RLock()
-        self._dropped.clear()
+        self._lock.renew()
         self._since.clear()
-        self._owed_bytes += self._core.held_bytes
+        self._lock.owed_bytes += self._core.held_bytes
         self._inherited = {id(each): each for each in (*self._inherited.values(), *self._core.forget())}
 
 
