@@ -456,6 +456,29 @@ def test_an_interrupted_factory_leaves_its_room_free() -> None:
     assert counts(pool).making == 0
 
 
+@pytest.mark.parametrize("made_before", [True, False])
+def test_a_borrower_interrupted_while_its_object_is_made_loses_nothing(made_before: bool) -> None:
+    go_on = threading.Event()
+
+    class Interrupted(FakeClock):
+        def wait(self, event: threading.Event, seconds: float) -> bool:
+            if made_before:
+                go_on.set()
+                assert event.wait(PATIENCE_S)
+            raise KeyboardInterrupt
+
+    def connect() -> Thing:
+        go_on.wait(PATIENCE_S)
+        return Thing()
+
+    pool: Pool[Thing] = Pool(connect, max_size=1, min_size=0, auto_cleanup=False, clock=Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        pool.acquire()
+    go_on.set()
+    _until(lambda: counts(pool).idle == 1)
+    assert (counts(pool).making, counts(pool).active) == (0, 0)
+
+
 def test_a_factory_that_hangs_is_named_and_what_it_gives_late_is_not_lost() -> None:
     go_on = threading.Event()
 

@@ -224,9 +224,15 @@ class Pool(BasePool[T]):
             return self._made_here(code, at, lent=lent)
         try:
             self._clock.wait(making.done, max(0.0, limit_s))
-        finally:
+        except BaseException:  # a signal's handler raised: what is made, now or later, is for the next
             with self._lock:
-                making.abandoned = not making.finished
+                making.abandoned = True
+                made = making.finished
+            if made:
+                self._late(making)
+            raise
+        with self._lock:
+            making.abandoned = not making.finished
         if making.abandoned:
             if limit_s < self._create_timeout_s:
                 raise self._too_late(patience_s)
