@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import json
 import subprocess
@@ -30,7 +31,7 @@ from memwarden.flow.container import Container
 from memwarden.testing import FakeClock
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Generator, Iterator
 
     from memwarden.flow.container_facts import ServiceStatistics
 
@@ -651,6 +652,30 @@ def test_of_many_coroutines_one_makes_it_and_when_it_is_cancelled_another_does()
         assert (len(calls), container.statistics.created) == (2, 1)
 
     run(main())
+
+
+def test_a_coroutine_that_is_dropped_in_the_middle_leaves_the_making_to_the_next() -> None:
+    hang = [True]
+
+    class Never:
+        def __await__(self) -> Generator[None, None, None]:
+            yield
+
+    async def connect() -> str:
+        if hang:
+            await Never()
+        return "made"
+
+    container = Container()
+    container.lazy("db", connect)
+    dropped = container.aget("db")
+    contextvars.copy_context().run(dropped.send, None)
+    assert len(container._flights) == 1
+    dropped.close()
+    assert len(container._flights) == 0
+    hang.clear()
+    assert asyncio.run(container.aget("db")) == "made"
+    assert container.statistics.created == 1
 
 
 def test_a_thread_waits_for_what_a_coroutine_makes() -> None:

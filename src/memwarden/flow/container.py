@@ -24,7 +24,7 @@ from memwarden.errors import (
     ServiceFactoryError,
     ServiceNotFoundError,
 )
-from memwarden.flow.flight import MISSING, Flights, WouldBlockError
+from memwarden.flow.flight import MISSING, Flights, WouldBlockError, reset
 from memwarden.flow.forks import renew_in_child
 
 TYPE_CHECKING = False
@@ -731,7 +731,7 @@ class _Measured:
         container, frame, path = self._container, self._frame, _path()
         service = frame.service
         seconds = container._clock.monotonic() - self._began_s  # noqa: SLF001
-        _frames.reset(self._before)
+        reset(_frames, self._before)
         taken = self._taken() if container._measure else 0  # noqa: SLF001
         above = _frames.get()
         if above:

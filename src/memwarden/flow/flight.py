@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from typing import Any
 
-__all__ = ["MISSING", "Flights", "WouldBlockError"]
+__all__ = ["MISSING", "Flights", "WouldBlockError", "reset"]
 
 MISSING: Any = type("Missing", (), {"__repr__": lambda _: "<missing>", "__slots__": ()})()
 
@@ -149,8 +149,8 @@ class Flights:
             flight.error = error
             raise
         finally:
-            _making.reset(before)
             self._land(key, flight)
+            reset(_making, before)
         return flight.value
 
     async def _fly_async(
@@ -164,8 +164,8 @@ class Flights:
             flight.error = error
             raise
         finally:
-            _making.reset(before)
             self._land(key, flight)
+            reset(_making, before)
         return flight.value
 
     def _land(self, key: Any, flight: _Flight) -> None:
@@ -182,6 +182,14 @@ class Flights:
         global _gate  # noqa: PLW0603  one for all, renewed in the child
         _gate = RLock()
         self._under_way.clear()
+
+
+def reset(variable: ContextVar[Any], token: Any) -> None:
+    """Back to what it was, unless a coroutine is ended in another context than it ran in (dropped with its loop)."""
+    try:  # noqa: SIM105  contextlib is not loaded
+        variable.reset(token)
+    except ValueError:
+        pass
 
 
 def _way_back(flight: _Flight, making: tuple[_Flight, ...]) -> tuple[str, ...]:
