@@ -19,7 +19,7 @@ from sys import getsizeof
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from collections.abc import Set as AbstractSet
     from typing import Any
 
@@ -247,7 +247,7 @@ class Sizer:
         """The bytes of each row."""
         return list(map(self, rows))
 
-    def page(self, rows: list[Any]) -> int:
+    def page(self, rows: Sequence[Any]) -> int:
         """The bytes of all rows together: much faster than one by one where their values are flat."""
         if not rows:
             return 0
@@ -257,7 +257,7 @@ class Sizer:
             if total >= 0:
                 return total
         elif kind is self._kind or self._is_table(kind):
-            total = table_sum(rows, _FLAT)
+            total = table_sum(rows if type(rows) is list else list(rows), _FLAT)
             if total >= 0:
                 return total + len(rows) * _around(rows[0])
         return sum(map(self, rows))
