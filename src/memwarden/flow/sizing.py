@@ -61,10 +61,14 @@ def pure_table_sum(rows: list[Any], flat: AbstractSet[type]) -> int:
     return -1
 
 
+flat_sum: Callable[[Iterable[object], AbstractSet[type]], int] = pure_flat_sum
+table_sum: Callable[[list[Any], AbstractSet[type]], int] = pure_table_sum
 try:
-    from memwarden._native._sizes import flat_sum, table_sum
+    from memwarden._native import _sizes
 except ImportError:
-    flat_sum, table_sum = pure_flat_sum, pure_table_sum
+    pass  # not built: the pure ones serve
+else:
+    flat_sum, table_sum = _sizes.flat_sum, _sizes.table_sum
 
 
 def _foreign(*names: str) -> frozenset[tuple[str, str]]:
