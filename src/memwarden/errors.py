@@ -214,6 +214,8 @@ class CircularDependencyError(MemwardenError):
 class FlowError(MemwardenError):
     """A stream could not go on. The error that it met is its cause."""
 
+    exit_code = 1
+
 
 class SourceError(FlowError):
     """What a stream reads from failed behind `rows` rows, or is nothing that can be read (`rows` is 0)."""

@@ -110,7 +110,8 @@ def test_one_of_each_is_tried_here() -> None:
 @pytest.mark.parametrize("error", _ONE_OF_EACH, ids=lambda error: type(error).__name__)
 def test_an_error_is_one_line_and_has_an_exit_code(error: MemwardenError) -> None:
     assert str(error).isprintable()
-    assert error.exit_code == (125 if isinstance(error, SuperviseError) else 2)
+    expected = 125 if isinstance(error, SuperviseError) else 1 if isinstance(error, FlowError) else 2
+    assert error.exit_code == expected
 
 
 def test_what_where_and_how_to_mend_stand_in_that_order() -> None:

@@ -291,7 +291,7 @@ def test_a_predicate_that_raises_names_its_row(asynchronous: bool) -> None:
         rows_of(found, asynchronous=asynchronous)
     found = flow.filtered([1, 2, 0, 4], lambda row: 4 / row, on_error="continue")
     assert rows_of(found, asynchronous=asynchronous) == [1, 2, 4]
-    assert [letter.first for letter in found.dead] == [2]
+    assert [(letter.first, letter.row) for letter in found.dead] == [(2, 0)]
 
 
 @both

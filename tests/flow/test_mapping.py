@@ -167,7 +167,19 @@ def test_bisect_loses_the_bad_rows_and_no_other(asynchronous: bool, bad: set[int
     mapped = flow.chunks(range(100), rows=rows, on_error="bisect").map(refusing(bad))
     found = [row for result in run(mapped, asynchronous=asynchronous) for row in result]
     assert found == [row for row in range(100) if row not in bad]
-    assert [(letter.first, letter.last) for letter in mapped.dead] == [(row, row) for row in sorted(bad)]
+    assert [(letter.first, letter.last, letter.row) for letter in mapped.dead] == [
+        (row, row, row) for row in sorted(bad)
+    ]
+
+
+def test_a_large_row_is_not_kept_with_its_letter() -> None:
+    mapped = flow.chunks(["x" * 5000, "y"], on_error="bisect").map(_refuse)
+    assert list(mapped) == []
+    assert [letter.row for letter in mapped.dead] == [None, "y"]
+
+
+def _refuse(chunk: list[str]) -> None:
+    raise BadRow
 
 
 def test_one_bad_row_in_a_million_is_found_in_twenty_steps() -> None:
@@ -293,6 +305,11 @@ def test_processes_compute_and_policies_hold_there_too() -> None:
     mapped = stream.map(refuse_37)
     assert [row for result in mapped for row in result] == [row for row in range(100) if row != 37]
     assert [letter.first for letter in mapped.dead] == [37]
+    with pytest.raises(HandlerError, match="failed at rows 30 to 39") as caught:
+        list(stream.map(refuse_37, on_error="stop"))
+    assert (caught.value.first, caught.value.last, caught.value.chunk) == (30, 39, 3)
+    with pytest.raises(HandlerError, match=r"a process could not be handed rows 0 to 9: .*must be picklable"):
+        list(stream.map(lambda chunk: None))
 
 
 def die(chunk: list[int]) -> None:
@@ -319,6 +336,20 @@ def test_a_process_that_dies_is_an_error_and_not_a_hang() -> None:
 def test_wrong_settings_are_named(handler: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         flow.chunks(range(10)).map(handler, **options)
+
+
+class Later:
+    """Awaited, and nobody can tell before it is called."""
+
+    async def __call__(self, chunk: list[int]) -> int:
+        return sum(chunk)
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_a_coroutine_handler_in_a_plain_loop_says_what_to_write(parallel: int) -> None:
+    with pytest.raises(ConfigError, match="the handler is a coroutine function; write `async for`"):
+        list(flow.chunks(range(10), parallel=parallel).map(Later()))
+    assert run(flow.chunks(range(10), rows=5, parallel=parallel).map(Later()), asynchronous=True) == [10, 35]
 
 
 def test_processes_in_an_asynchronous_loop_are_refused() -> None:

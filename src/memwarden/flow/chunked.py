@@ -10,8 +10,9 @@ fit into what the chunk has left if each had 256 KiB.
 
 from __future__ import annotations
 
+from memwarden.budget import Budget
 from memwarden.errors import ConfigError, FlowError, SourceError
-from memwarden.flow.cutter import PAGE_ROWS, Chunk
+from memwarden.flow.cutter import PAGE_ROWS, Chunk, Cutter
 from memwarden.flow.filling import Filler
 from memwarden.flow.holding import DEFAULT_BUDGET, Holding
 from memwarden.flow.holes import Holes
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
     from typing import Any
 
-    from memwarden.budget import Budget
     from memwarden.flow.mapping import DeadLetter, Mapped
     from memwarden.flow.sources import AsyncReader, Reader
     from memwarden.ports import Clock, Pressure
@@ -493,6 +493,9 @@ def chunks(
         check_count(value, where, least)
     if page_rows is not None:
         check_count(page_rows, "page_rows", 1)
+    Cutter(1, rows=rows, oversize=oversize)  # says what is wrong where it was written, not where it is iterated
+    if not isinstance(budget, Budget):
+        Budget(budget)
     backoff_s = parse_duration(backoff, where="backoff")
     run = {
         "budget": budget,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from memwarden.errors import ConfigError, HandlerError
 from memwarden.flow.chunked import check_count, check_policies, chunks
-from memwarden.flow.mapping import DeadLetter, keep_letter
+from memwarden.flow.mapping import DeadLetter, keep_letter, small_row
 from memwarden.flow.sources import is_async
 
 TYPE_CHECKING = False
@@ -52,7 +52,7 @@ class Filtered:
                     over = self._until is not None and self._until(row)
                     good = not over and all(predicate(row) for predicate in self._predicates)
                 except Exception as error:  # noqa: BLE001  a predicate may raise anything; the policy decides
-                    self._failed(error)
+                    self._failed(error, row)
                     continue
                 if over:
                     break
@@ -78,7 +78,7 @@ class Filtered:
                     over = self._until is not None and await _answer(self._until(row))
                     good = not over and await self._all(row)
                 except Exception as error:  # noqa: BLE001  as above
-                    self._failed(error)
+                    self._failed(error, row)
                     continue
                 if over:
                     break
@@ -98,11 +98,13 @@ class Filtered:
                 return False
         return True
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: Exception, found: Any) -> None:
         row = self.seen - 1
         if "continue" in self._on_error:
             text = f"{type(error).__name__}: {error}"[:500]
-            keep_letter(self.dead, DeadLetter(chunk=-1, first=row, last=row, error=text, attempts=1))
+            keep_letter(
+                self.dead, DeadLetter(chunk=-1, first=row, last=row, error=text, attempts=1, row=small_row([found]))
+            )
             return
         what = f"a predicate failed at row {row}: {type(error).__name__}: {error}"
         raise HandlerError(

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from collections import deque
 
-from memwarden.errors import ConfigError, HandlerError
+from memwarden.errors import ConfigError, HandlerError, MemwardenError
 from memwarden.facts import Fact
 from memwarden.flow.cutter import Chunk
+from memwarden.flow.sizing import size_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ __all__ = ["DeadLetter", "Mapped", "keep_letter"]
 
 # Dead letters kept by a stream; a source of nothing but bad rows must not fill the memory with complaints.
 MOST_LETTERS = 1000
+# Of a row in a letter: with a thousand of them some MiB at most.
+MOST_ROW_BYTES = 4096
 # Of an error's text, which may quote the row.
 _LONGEST_ERROR = 500
 
@@ -38,7 +41,8 @@ _LONGEST_ERROR = 500
 class DeadLetter(Fact):
     """Rows that were given up: `first` to `last` (counted from 0, inclusive) of a chunk, after so many attempts, why.
 
-    `chunk` is the number of the chunk, -1 where the source failed at the row and it is in none.
+    `chunk` is the number of the chunk, -1 where the source failed at the row and it is in none. `row` is the row itself
+    where it is one alone and no larger than 4 KiB.
     """
 
     chunk: int
@@ -46,12 +50,18 @@ class DeadLetter(Fact):
     last: int
     error: str
     attempts: int
+    row: Any = None
 
 
 def keep_letter(dead: list[DeadLetter], letter: DeadLetter) -> None:
     """Keep it, the newest thousand of them."""
     dead.append(letter)
     del dead[:-MOST_LETTERS]
+
+
+def small_row(rows: list[Any]) -> Any:
+    """The row, where it is one alone and small enough to be kept."""
+    return rows[0] if len(rows) == 1 and size_of(rows[0]) <= MOST_ROW_BYTES else None
 
 
 def _pause(seconds: float) -> None:
@@ -102,8 +112,11 @@ class _Policy:
             if not whole or "continue" in self.on_error or "bisect" in self.on_error:
                 text = f"{type(error).__name__}: {error}"[:_LONGEST_ERROR]
                 letters.append(
-                    DeadLetter(chunk=chunk.cut.number, first=first, last=last, error=text, attempts=attempts)
-                )
+                    DeadLetter(
+                        chunk=chunk.cut.number, first=first, last=last, error=text, attempts=attempts,
+                        row=small_row(rows),
+                    )
+                )  # fmt: skip
                 continue
             raise _failure(chunk, error, attempts)
         return results, letters
@@ -128,6 +141,10 @@ class _Policy:
                 answer = (self.handler(value), None)
             except Exception as error:  # noqa: BLE001  a handler may raise anything; the policies decide
                 answer = (None, error)
+            if hasattr(answer[0], "__await__"):
+                if hasattr(answer[0], "close"):
+                    answer[0].close()
+                raise ConfigError("the handler is a coroutine function", where="map", mend="write `async for` over it")
 
     async def awaited(self, chunk: Chunk[Any]) -> tuple[list[Any], list[DeadLetter]]:
         """The same for a coroutine function, or a function called in a thread."""
@@ -149,7 +166,8 @@ class _Policy:
                 if asyncio.iscoroutinefunction(self.handler):
                     answer = (await self.handler(value), None)
                 else:
-                    answer = (await asyncio.to_thread(self.handler, value), None)
+                    result = await asyncio.to_thread(self.handler, value)
+                    answer = (await result if hasattr(result, "__await__") else result, None)
             except Exception as error:  # noqa: BLE001  as above
                 answer = (None, error)
 
@@ -287,7 +305,7 @@ class Mapped:
                 future, cut = pending.popleft()
                 try:
                     results, letters = future.result()
-                except HandlerError as error:
+                except MemwardenError as error:
                     failed, more = failed or error, False
                 except Exception as error:  # noqa: BLE001  of the executor, not of the handler
                     failed, more = failed or _lost(cut, error), False

@@ -19,7 +19,7 @@ from sys import getsizeof
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from collections.abc import Set as AbstractSet
     from typing import Any
 
@@ -61,10 +61,14 @@ def pure_table_sum(rows: list[Any], flat: AbstractSet[type]) -> int:
     return -1
 
 
+flat_sum: Callable[[Iterable[object], AbstractSet[type]], int] = pure_flat_sum
+table_sum: Callable[[list[Any], AbstractSet[type]], int] = pure_table_sum
 try:
-    from memwarden._native._sizes import flat_sum, table_sum
+    from memwarden._native import _sizes
 except ImportError:
-    flat_sum, table_sum = pure_flat_sum, pure_table_sum
+    pass  # not built: the pure ones serve
+else:
+    flat_sum, table_sum = _sizes.flat_sum, _sizes.table_sum
 
 
 def _foreign(*names: str) -> frozenset[tuple[str, str]]:
@@ -247,7 +251,7 @@ class Sizer:
         """The bytes of each row."""
         return list(map(self, rows))
 
-    def page(self, rows: list[Any]) -> int:
+    def page(self, rows: Sequence[Any]) -> int:
         """The bytes of all rows together: much faster than one by one where their values are flat."""
         if not rows:
             return 0
@@ -257,7 +261,7 @@ class Sizer:
             if total >= 0:
                 return total
         elif kind is self._kind or self._is_table(kind):
-            total = table_sum(rows, _FLAT)
+            total = table_sum(rows if type(rows) is list else list(rows), _FLAT)
             if total >= 0:
                 return total + len(rows) * _around(rows[0])
         return sum(map(self, rows))
