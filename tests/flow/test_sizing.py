@@ -92,6 +92,7 @@ def test_a_text_with_its_encoding_kept() -> None:
     assert flat_sum([text], KNOWN) == getsizeof(text) >= before
 
 
+@pytest.mark.skipif(flat_sum is pure_flat_sum, reason="the C part is not built")
 def test_what_the_c_part_is_given_wrongly_is_a_type_error() -> None:
     wrongs: list[Any] = [(), (1, 2), ([], [])]
     for wrong in wrongs:
