@@ -9,8 +9,8 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, settings
 
 from memwarden import flow
 from memwarden.budget import Budget
@@ -22,6 +22,8 @@ from memwarden.testing import FakeClock, pressure
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+# On a loaded machine a property takes as long as it takes.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 MIB = 1 << 20
 
 
@@ -91,7 +93,7 @@ class Row:
 
 @both
 @ahead
-@settings(max_examples=20, deadline=None)
+@settings(unhurried, max_examples=20)
 @given(widths=st.lists(st.integers(0, 60_000), max_size=150), rows=st.integers(1, 70))
 def test_every_row_comes_once_and_in_order(asynchronous: bool, prefetch: int, widths: list[int], rows: int) -> None:
     found = in_loop(

@@ -6,14 +6,16 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, settings
 
 from memwarden.errors import ConfigError, OversizeError, ReleasedError
 from memwarden.facts import Level
 from memwarden.flow.cutter import Chunk, Cutter, Expansion, Pager, cut, page_cap, target_of, target_under
 from memwarden.testing import pressure
 
+# On a loaded machine a property takes as long as it takes.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 MIB = 1 << 20
 sizes = st.lists(st.integers(0, 300) | st.sampled_from([1, 99, 100, 101, 5000]), max_size=200)
 pages = st.tuples(st.integers(0, 40), st.integers(0, 10**9), st.floats(0, 3))
@@ -38,6 +40,7 @@ def drive(widths: list[int], pages: list[int], cutter: Cutter, step_s: float) ->
     return done if last is None else [*done, last]
 
 
+@unhurried
 @given(sizes, st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(1, 400), caps, st.floats(0, 2))
 def test_chunks_are_disjoint_complete_in_order_and_below_the_target(
     widths: list[int], pages: list[int], target: int, cap: int | None, step_s: float
@@ -54,6 +57,7 @@ def test_chunks_are_disjoint_complete_in_order_and_below_the_target(
         assert cap is None or len(chunk) <= cap
 
 
+@unhurried
 @given(sizes, st.integers(1, 400), caps)
 def test_no_chunk_is_cut_for_bytes_while_the_next_row_still_fits(
     widths: list[int], target: int, cap: int | None
@@ -66,6 +70,7 @@ def test_no_chunk_is_cut_for_bytes_while_the_next_row_still_fits(
             assert len(chunk) == cap
 
 
+@unhurried
 @given(sizes, st.integers(1, 400))
 def test_skipped_rows_are_counted_and_the_rest_keeps_its_places(widths: list[int], target: int) -> None:
     cutter = Cutter(target, rows=7, oversize="skip")
@@ -117,6 +122,7 @@ def test_wrong_settings_are_named() -> None:
         Cutter(100, rows=0)
 
 
+@unhurried
 @given(st.lists(pages, max_size=100), st.integers(1, MIB))
 def test_a_page_never_leaves_its_cap(seen: list[tuple[int, int, float]], target: int) -> None:
     pager = Pager(target, seconds=1.0)
@@ -171,6 +177,7 @@ def test_expansion_rises_at_once_falls_slowly_and_is_bounded() -> None:
     assert expansion.factor == pytest.approx(1.0, abs=0.01)
 
 
+@unhurried
 @given(
     st.lists(st.tuples(st.integers(1, 50), st.integers(1, 300)), max_size=60), st.integers(1, 400), st.integers(1, 80)
 )
