@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from memwarden.errors import ConfigError, OversizeError, ReleasedError
 from memwarden.facts import Level

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from memwarden.flow.sizing import (
     MOST_OBJECTS,
