@@ -58,7 +58,7 @@ api: $(STAMP)  ## rewrite api.txt, the snapshot of the public names
 	$(BIN)/python -m tests.api_snapshot > api.txt
 
 lock: $(STAMP)  ## pin the newest development dependencies (needs uv)
-	cd requirements && for f in test docs; do uv pip compile --universal --python-version 3.11 --generate-hashes \
+	cd requirements && for f in test docs bench; do uv pip compile --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --no-header -q --upgrade $$f.in -o $$f.txt; done
 
 clean:  ## remove what the targets above made

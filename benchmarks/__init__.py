@@ -18,10 +18,14 @@ NAMES = (
     "cli_cost",
     "breaker",
     "reclaim",
+    "flow_chunks",
     "oom_attribution",
     "extensions",
     "survival",
     "live_leak",
+    "flow_pool",
+    "flow_cache",
+    "flow_container",
 )
 
 

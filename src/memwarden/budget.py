@@ -225,11 +225,13 @@ class Budget:
 
     What is held never goes above the limit (where a Pressure's limit falls below it, nothing more is given until it
     is met again). Safe across threads, event loops and forks; a forked child starts with a copy of the figures.
-    `lost` names accounts that were dropped without being closed, with what each still held.
+    `lost` names accounts that were dropped without being closed, with what each still held. `pressure` is the Pressure
+    whose limit it has, None where a size was given.
     """
 
     def __init__(self, limit: str | float | Pressure) -> None:
         self._ledger = _Ledger(_limit_of(limit))
+        self.pressure: Pressure | None = None if isinstance(limit, (str, int, float)) else limit
         self._sheddables: list[Callable[[], Sheddable | None]] = []
         self.lost = self._ledger.lost
 

@@ -9,6 +9,22 @@ MemwardenError
 ├── MemoryPressureError               refused for memory: for now, or for good
 ├── TraceError                        a trace file that cannot be read as one
 ├── BlackBoxError                     a black box file that cannot be read as one
+├── PoolError                         a pool that cannot give an object, or not take one back
+│   ├── PoolTimeoutError (TimeoutError)  none came free in time
+│   ├── PoolClosedError               it was closed
+│   ├── FactoryError                  its factory raised, hung, or gave what is no new object
+│   └── NotBorrowedError (ValueError) what was returned is not its own, or was returned before
+├── ServiceError                      a container that cannot give a service
+│   ├── ServiceNotFoundError (LookupError)  nothing is registered under that key
+│   ├── ServiceFactoryError           its factory raised
+│   ├── AsyncServiceError             it can only be awaited
+│   └── ContainerClosedError          the container was closed
+├── CircularDependencyError           what is being made needs itself; `path` is the way round
+├── FlowError                         a stream could not go on
+│   ├── SourceError                   what it reads from failed, or is nothing that can be read
+│   ├── HandlerError                  what it hands its chunks to failed
+│   ├── OversizeError                 one row is larger than a chunk may be
+│   └── ReleasedError                 a chunk was read after the next one was asked for
 ├── MemoryRefused (MemoryError)       the fence refused an allocation, whatever it looked like at first
 └── SuperviseError                    `memwarden run` itself could not do its work
 
@@ -120,6 +136,120 @@ class TraceError(MemwardenError):
 
 class BlackBoxError(MemwardenError):
     """A black box file that cannot be read as one."""
+
+
+class PoolError(MemwardenError):
+    """A pool that cannot give an object, or not take one back; `pool` is its name."""
+
+    def __init__(self, what: str, *, pool: str, mend: str | None = None) -> None:
+        self.pool = pool
+        super().__init__(what, where=f"pool {pool!r}", mend=mend)
+
+
+class PoolTimeoutError(PoolError, TimeoutError):
+    """No object came free in time. `sites` are the places that hold the most of them, (place, count)."""
+
+    def __init__(self, what: str, *, pool: str, sites: tuple[tuple[str, int], ...] = (), mend: str) -> None:
+        self.sites = sites
+        super().__init__(what, pool=pool, mend=mend)
+
+
+class PoolClosedError(PoolError):
+    """The pool was closed."""
+
+
+class FactoryError(PoolError):
+    """The pool's factory (`factory`, by name) raised, was not done in time (`hung`), or gave what is no new object."""
+
+    def __init__(self, what: str, *, pool: str, factory: str, hung: bool = False, mend: str | None = None) -> None:
+        self.factory = factory
+        self.hung = hung
+        super().__init__(what, pool=pool, mend=mend)
+
+
+class NotBorrowedError(PoolError, ValueError):
+    """What was returned was never borrowed there, or was returned before (`again`)."""
+
+    def __init__(self, what: str, *, pool: str, again: bool, mend: str | None = None) -> None:
+        self.again = again
+        super().__init__(what, pool=pool, mend=mend)
+
+
+class ServiceError(MemwardenError):
+    """A container that cannot give a service; `key` is the service's name."""
+
+    def __init__(self, what: str, *, key: str, where: str | None = None, mend: str | None = None) -> None:
+        self.key = key
+        super().__init__(what, where=where, mend=mend)
+
+
+class ServiceNotFoundError(ServiceError, LookupError):
+    """Nothing is registered under that key, or no condition holds."""
+
+
+class ServiceFactoryError(ServiceError):
+    """What makes the service raised, or could not be given what it needs; `path` leads to it from what was asked."""
+
+    def __init__(self, what: str, *, key: str, path: tuple[str, ...], mend: str | None = None) -> None:
+        self.path = path
+        super().__init__(what, key=key, where=" -> ".join(path), mend=mend)
+
+
+class AsyncServiceError(ServiceError):
+    """It is made by a coroutine, itself or through what it needs, and can only be awaited."""
+
+
+class ContainerClosedError(ServiceError):
+    """The container was closed."""
+
+
+class CircularDependencyError(MemwardenError):
+    """What is being made needs itself. `path` is the way round, its first name also its last."""
+
+    def __init__(self, path: tuple[str, ...], *, mend: str | None = None) -> None:
+        self.path = path
+        super().__init__(f"it needs itself: {' -> '.join(path)}", where=path[-1], mend=mend)
+
+
+class FlowError(MemwardenError):
+    """A stream could not go on. The error that it met is its cause."""
+
+    exit_code = 1
+
+
+class SourceError(FlowError):
+    """What a stream reads from failed behind `rows` rows, or is nothing that can be read (`rows` is 0)."""
+
+    def __init__(self, what: str, *, rows: int = 0, where: str | None = None, mend: str | None = None) -> None:
+        self.rows = rows
+        super().__init__(what, where=where, mend=mend)
+
+
+class HandlerError(FlowError):
+    """What a stream hands its chunks to failed at the rows from `first` to `last` (counted from 0, inclusive)."""
+
+    def __init__(
+        self, what: str, *, first: int, last: int, chunk: int, attempts: int = 1, mend: str | None = None
+    ) -> None:
+        self.first = first
+        self.last = last
+        self.chunk = chunk
+        self.attempts = attempts
+        super().__init__(what, mend=mend)
+
+
+class OversizeError(FlowError):
+    """One row, `index` counted from 0, is larger than a chunk may be."""
+
+    def __init__(self, what: str, *, index: int, size_bytes: int, target_bytes: int) -> None:
+        self.index = index
+        self.size_bytes = size_bytes
+        self.target_bytes = target_bytes
+        super().__init__(what, mend='raise the budget, or give oversize="pass" or "skip"')
+
+
+class ReleasedError(FlowError):
+    """A chunk was read after the next one was asked for: its rows are gone by then."""
 
 
 class MemoryRefused(MemwardenError, MemoryError):  # noqa: N818  it is what a refused allocation is called everywhere here

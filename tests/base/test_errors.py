@@ -10,14 +10,30 @@ import pytest
 
 from memwarden import errors
 from memwarden.errors import (
+    AsyncServiceError,
     BlackBoxError,
+    CircularDependencyError,
     ConfigError,
+    ContainerClosedError,
+    FactoryError,
+    FlowError,
+    HandlerError,
     MemoryPressureError,
     MemoryRefused,
     MemwardenError,
     MissingExtraError,
+    NotBorrowedError,
     NotPermittedError,
+    OversizeError,
+    PoolClosedError,
+    PoolError,
+    PoolTimeoutError,
     ProcessNotFoundError,
+    ReleasedError,
+    ServiceError,
+    ServiceFactoryError,
+    ServiceNotFoundError,
+    SourceError,
     SuperviseError,
     TraceError,
     UnitError,
@@ -66,6 +82,22 @@ _ONE_OF_EACH = (
     NotPermittedError("belongs to root", where="/proc/1"),
     TraceError("broke", where="a.csv:3"),
     BlackBoxError("broke", where="x.box"),
+    FlowError("broke"),
+    SourceError("broke", rows=5),
+    HandlerError("broke", first=1, last=2, chunk=3),
+    OversizeError("broke", index=1, size_bytes=2, target_bytes=1),
+    ReleasedError("broke"),
+    PoolError("broke", pool="p"),
+    PoolTimeoutError("none came", pool="p", sites=(("a.py:3, in f", 2),), mend="wait"),
+    PoolClosedError("it is closed", pool="p"),
+    FactoryError("its factory f hung", pool="p", factory="f", hung=True),
+    NotBorrowedError("returned twice", pool="p", again=True),
+    ServiceError("broke", key="k"),
+    ServiceNotFoundError("nothing is there", key="k"),
+    ServiceFactoryError("raised", key="k", path=("a", "k")),
+    AsyncServiceError("can only be awaited", key="k"),
+    ContainerClosedError("it is closed", key="k"),
+    CircularDependencyError(("a", "b", "a")),
     MemoryRefused("MemoryError", soft_bytes=1, limit_bytes=2),
     SuperviseError("broke"),
 )
@@ -78,7 +110,8 @@ def test_one_of_each_is_tried_here() -> None:
 @pytest.mark.parametrize("error", _ONE_OF_EACH, ids=lambda error: type(error).__name__)
 def test_an_error_is_one_line_and_has_an_exit_code(error: MemwardenError) -> None:
     assert str(error).isprintable()
-    assert error.exit_code == (125 if isinstance(error, SuperviseError) else 2)
+    expected = 125 if isinstance(error, SuperviseError) else 1 if isinstance(error, FlowError) else 2
+    assert error.exit_code == expected
 
 
 def test_what_where_and_how_to_mend_stand_in_that_order() -> None:

@@ -44,6 +44,8 @@ MODULES = [_module(path) for path in _sources()]
 THIRD_PARTIES = {
     "memwarden.sense.portable": {"psutil"},
     "memwarden.cli._rich": {"rich"},
+    "memwarden.flow.cache_store": {"cachebox"},
+    "memwarden.flow.arrow": {"pyarrow"},
 }
 
 
@@ -222,7 +224,7 @@ def test_the_patterns_leave_language_alone(text: str) -> None:
 
 
 def test_locks_hold_hashes_and_no_addresses() -> None:
-    for name in ("test", "docs"):
+    for name in ("test", "docs", "bench"):
         lock = _read(f"requirements/{name}.txt")
         assert "--hash=sha256:" in lock
         assert "://" not in lock
