@@ -9,6 +9,10 @@ MemwardenError
 ├── MemoryPressureError               refused for memory: for now, or for good
 ├── TraceError                        a trace file that cannot be read as one
 ├── BlackBoxError                     a black box file that cannot be read as one
+├── FlowError                         a stream could not go on
+│   ├── SourceError                   what it reads from failed, or is nothing that can be read
+│   ├── HandlerError                  what it hands its chunks to failed
+│   └── OversizeError                 one row is larger than a chunk may be
 ├── MemoryRefused (MemoryError)       the fence refused an allocation, whatever it looked like at first
 ├── StoreError                        the store's file cannot or must not be used
 ├── FlowError                         bounded processing could not go on
@@ -128,6 +132,43 @@ class TraceError(MemwardenError):
 
 class BlackBoxError(MemwardenError):
     """A black box file that cannot be read as one."""
+
+
+class FlowError(MemwardenError):
+    """A stream could not go on. The error that it met is its cause."""
+
+    exit_code = 1
+
+
+class SourceError(FlowError):
+    """What a stream reads from failed behind `rows` rows, or is nothing that can be read (`rows` is 0)."""
+
+    def __init__(self, what: str, *, rows: int = 0, where: str | None = None, mend: str | None = None) -> None:
+        self.rows = rows
+        super().__init__(what, where=where, mend=mend)
+
+
+class HandlerError(FlowError):
+    """What a stream hands its chunks to failed at the rows from `first` to `last` (counted from 0, inclusive)."""
+
+    def __init__(
+        self, what: str, *, first: int, last: int, chunk: int, attempts: int = 1, mend: str | None = None
+    ) -> None:
+        self.first = first
+        self.last = last
+        self.chunk = chunk
+        self.attempts = attempts
+        super().__init__(what, mend=mend)
+
+
+class OversizeError(FlowError):
+    """One row, `index` counted from 0, is larger than a chunk may be."""
+
+    def __init__(self, what: str, *, index: int, size_bytes: int, target_bytes: int) -> None:
+        self.index = index
+        self.size_bytes = size_bytes
+        self.target_bytes = target_bytes
+        super().__init__(what, mend='raise the budget, or give oversize="pass" or "skip"')
 
 
 class MemoryRefused(MemwardenError, MemoryError):  # noqa: N818  it is what a refused allocation is called everywhere here
