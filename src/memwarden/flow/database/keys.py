@@ -70,14 +70,17 @@ def _rich(value: Any) -> Any:
     return value
 
 
-def check(names: Sequence[str], before: Key | None, first: Key, last: Key) -> None:
-    """Refuse keys that do not go up, as far as it can be told here, and NULL. Raises KeyOrderError."""
+def check(names: Sequence[str], before: Key | None, first: Key, last: Key, *, rows: int) -> None:
+    """Refuse a chunk of so many rows whose keys do not go up, as far as it can be told here, or are NULL.
+
+    Raises KeyOrderError.
+    """
     for key in (first, last):
         if None in key:
             name = names[key.index(None)]
             what = f"{name} is NULL in a row: nothing comes behind NULL, so rows would be lost"
             raise KeyOrderError(what, where="key", mend="leave such rows out in WHERE, or choose a key without NULL")
-    if first != last and not _goes_up(first, last):
+    if rows > 1 and not _goes_up(first, last):
         raise _no_order(names, first, last)
     if before is not None and not _goes_up(before, first):
         raise _no_order(names, before, first)

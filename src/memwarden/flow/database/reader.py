@@ -8,12 +8,12 @@ connection costs one chunk's reading. Without a key: one cursor from start to en
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from sqlalchemy import exc
 
-from memwarden.errors import KeyOrderError, SourceLostError, StatementError
+from memwarden.errors import FlowError, KeyOrderError, SourceError, StatementError
 from memwarden.flow.cutter import PAGE_ROWS, Cut, Cutter, Pager, target_under
 from memwarden.flow.database import keys
 from memwarden.flow.database.faults import is_transient
@@ -21,10 +21,11 @@ from memwarden.flow.database.statement import Keyset, Stream
 from memwarden.flow.sizing import Sizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from sqlalchemy.engine import Connection, CursorResult, Engine, Row
 
+    from memwarden.flow.cutter import Chunk
     from memwarden.flow.database.faults import Patience
     from memwarden.ports import Pressure
 
@@ -42,20 +43,27 @@ class Batch(list["Row[Any]"]):
 
     `id` is the same whenever the same rows are handed out again: an idempotency key for whoever writes elsewhere.
     `low` is the key before the first row (None at the start), `high` that of the last; without a key they are the
-    numbers of the rows. `connection` is the transaction that this chunk is committed in; `attempt` counts from 1.
+    numbers of the rows. `attempt` counts from 1.
     """
 
-    __slots__ = ("attempt", "bytes", "connection", "cut", "ended", "high", "id", "low", "reader")
+    __slots__ = ("attempt", "bytes", "cut", "door", "ended", "high", "id", "low", "reader")
 
     id: str
     low: tuple[Any, ...] | None
     high: tuple[Any, ...]
     bytes: int
     cut: Cut
-    connection: Any
     attempt: int
     ended: bool  # nothing comes behind it
     reader: Reader
+    door: Callable[[], Any] | None
+
+    @property
+    def connection(self) -> Any:
+        """The connection, and in it the transaction, that this chunk is committed with. `process` commits it."""
+        if self.door is None:
+            raise FlowError("a chunk has a connection only while process() hands it out", where="connection")
+        return self.door()
 
     def part(self, start: int, stop: int) -> Batch:
         """Some of its rows as a batch with the keys that go with them."""
@@ -64,7 +72,7 @@ class Batch(list["Row[Any]"]):
         piece.high = self.reader.key_at(self, stop - 1)
         piece.bytes = self.bytes * len(piece) // len(self)
         piece.cut, piece.ended = self.cut, self.ended and stop == len(self)
-        piece.reader, piece.connection, piece.attempt = self.reader, None, 1
+        piece.reader, piece.door, piece.attempt = self.reader, None, 1
         piece.id = self.reader.name_of(piece.low, piece.high)
         return piece
 
@@ -84,6 +92,7 @@ class Reader:
         parameters: Mapping[str, Any] | None = None,
         snapshot: bool = False,
         salt: str = "",
+        checked: bool = True,
     ) -> None:
         self.plan = plan
         self.number = 0
@@ -95,6 +104,7 @@ class Reader:
         self._parameters = dict(parameters or {})
         self._snapshot = snapshot
         self._salt = salt
+        self._checked = checked
         self._connection: Connection | None = None
         self._borrowed = isinstance(source, sa.Connection)
         self._dialect = source.dialect
@@ -103,6 +113,8 @@ class Reader:
         self._mean_bytes: float | None = None
         self._stream: CursorResult[Any] | None = None
         self._surplus: Iterator[Row[Any]] = iter(())
+        self._ready: deque[Chunk[Row[Any]]] = deque()
+        self._last: Row[Any]
         self._stream_cutter: Cutter[Row[Any]] | None = None
 
     def _most_page_rows(self) -> int:
@@ -142,6 +154,7 @@ class Reader:
         """Close the cursor and give the connection back. A second close is a no-op."""
         stream, self._stream = self._stream, None
         self._surplus = iter(())
+        self._ready.clear()
         if stream is not None:
             self._abandon(stream)
         connection, self._connection = self._connection, None
@@ -165,6 +178,10 @@ class Reader:
 
     # --- one query ---------------------------------------------------------------------------------------------
 
+    def connection(self) -> Connection:
+        """Its connection, opened if need be."""
+        return self._connect()
+
     def first(self, query: Any) -> Any:
         """The first row of a small query."""
         found = self._connect().execute(query, self._parameters).first()
@@ -176,8 +193,10 @@ class Reader:
         return self._connect().execute(query, {**self._parameters, **values}, execution_options=options)
 
     def check_keys(self) -> None:
-        """Refuse a key that holds NULL now. Raises KeyOrderError."""
-        plan = self.plan
+        """Refuse a key that holds NULL now, once. Raises KeyOrderError."""
+        if self._checked:
+            return
+        self._checked, plan = True, self.plan
         if isinstance(plan, Keyset) and plan.nullable and self.first(plan.null()) is not None:
             names = ", ".join(plan.nullable)
             what = f"there are rows with NULL in the key ({names}): nothing comes behind NULL, so they would be lost"
@@ -190,13 +209,14 @@ class Reader:
     ) -> Batch | None:
         """The next chunk behind `low` and up to `high`; None at the end. `whole`: all up to `high`, whatever its size.
 
-        What fails for a while is tried again from `low`. Raises KeyOrderError, SourceLostError, SQLAlchemy's errors.
+        What fails for a while is tried again from `low`. Raises KeyOrderError, SourceError, SQLAlchemy's errors.
         """
         if isinstance(self.plan, Stream):
             return self._read_on()
         attempt = 0
         while True:
             try:
+                self.check_keys()
                 return self._read_behind(self.plan, low, high, whole=whole)
             except Exception as error:
                 attempt += 1
@@ -224,7 +244,7 @@ class Reader:
             if chunk is None and cutter.seen - before < asked:
                 chunk, ended = cutter.flush(), True
             elif chunk is None:
-                position = plan.key_of(cutter._rows[-1])  # noqa: SLF001  the row that the next query goes on behind
+                position = plan.key_of(self._last)
         self._end_transaction()
         return None if chunk is None else self._keyed(plan, chunk, low, ended=ended)
 
@@ -242,6 +262,7 @@ class Reader:
             page = result.fetchmany(min(pager.rows, cutter.room_rows))
             if not page:
                 return None
+            self._last = page[-1]
             size = sizer.page(page)
             pager.saw(len(page), size)
             if cutter.take(page, size):  # type: ignore[arg-type]
@@ -256,7 +277,7 @@ class Reader:
 
     def _keyed(self, plan: Keyset, chunk: Any, low: tuple[Any, ...] | None, *, ended: bool) -> Batch:
         first, last = plan.key_of(chunk[0]), plan.key_of(chunk[-1])
-        keys.check(plan.names, low, first, last)
+        keys.check(plan.names, low, first, last, rows=len(chunk))
         if not ended and not plan.unique:
             twice = self._connect().execute(plan.equal(last), self._parameters).fetchall()
             self._end_transaction()
@@ -268,7 +289,7 @@ class Reader:
         batch = Batch(chunk)
         batch.low, batch.high, batch.ended = low, high, ended
         batch.bytes, batch.cut = chunk.cut.bytes, chunk.cut
-        batch.reader, batch.connection, batch.attempt = self, None, 1
+        batch.reader, batch.door, batch.attempt = self, None, 1
         batch.id = self.name_of(low, high)
         self.number += 1
         self._mean_bytes = max(1.0, batch.bytes / len(batch))
@@ -296,7 +317,7 @@ class Reader:
             if is_transient(error):
                 what = f"the connection was lost after {self._seen()} rows, and what is read without a key starts anew"
                 mend = "pass key= so that reading can go on behind the last row"
-                raise SourceLostError(what, where="statement", mend=mend) from error
+                raise SourceError(what, rows=self._seen(), where="statement", mend=mend) from error
             raise
         if chunk is None:
             return None
@@ -307,39 +328,36 @@ class Reader:
         return 0 if self._stream_cutter is None else self._stream_cutter.seen
 
     def _next_of_stream(self) -> Any:
-        plan = self.plan
         target = target_under(self._pressure, self._limit_bytes)
         if self._stream_cutter is None:
             self._stream_cutter = Cutter(target, rows=self._rows)
-            self._stream = self._execute(plan.statement, {})
-        cutter, sizer = self._stream_cutter, self._sizer
+            self._stream = self._execute(self.plan.statement, {})
+        cutter = self._stream_cutter
         cutter.target_bytes = self._pager.target_bytes = target
-        for row in self._surplus:
-            done = cutter.push(row, sizer(row))
-            if done:
-                return done[0]
-        while self._stream is not None:
-            page = self._stream.fetchmany(min(self._pager.rows, cutter.room_rows))
-            if not page:
-                self._stream.close()
-                self._stream = None
-                break
-            size = sizer.page(page)
-            self._pager.saw(len(page), size)
-            if cutter.take(page, size):  # type: ignore[arg-type]
-                chunk = cutter.complete()
-                if chunk is not None:
-                    return chunk
-                continue
-            self._surplus = iter(page)
-            for row in self._surplus:
-                done = cutter.push(row, sizer(row))
-                if done:  # an oversize row closes the chunk before it and its own: the second is complete at once
-                    return done[0] if len(done) == 1 else self._both(done)
-        return cutter.flush()
+        while not self._ready:
+            row = next(self._surplus, None)
+            if row is not None:
+                self._ready.extend(cutter.push(row, self._sizer(row)))
+            elif not self._next_page(cutter):
+                return cutter.flush()
+        return self._ready.popleft()
 
-    def _both(self, done: Any) -> Any:
-        raise NotImplementedError
+    def _next_page(self, cutter: Cutter[Row[Any]]) -> bool:
+        """Fetch a page: into the chunk where it fits whole, else to be looked at row by row. False at the end."""
+        if self._stream is None:
+            return False
+        page = self._stream.fetchmany(min(self._pager.rows, cutter.room_rows))
+        if not page:
+            self._stream.close()
+            self._stream = None
+            return False
+        size = self._sizer.page(page)
+        self._pager.saw(len(page), size)
+        if not cutter.take(page, size):  # type: ignore[arg-type]
+            self._surplus = iter(page)
+        elif (chunk := cutter.complete()) is not None:
+            self._ready.append(chunk)
+        return True
 
 
 def _snapshot(engine: Engine) -> Connection:
