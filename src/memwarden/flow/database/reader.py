@@ -111,6 +111,7 @@ class Reader:
         self._sizer = Sizer()
         self._pager = Pager(limit_bytes, most_rows=self._most_page_rows())
         self._mean_bytes: float | None = None
+        self._cursor: Any = None
         self._stream: CursorResult[Any] | None = None
         self._surplus: Iterator[Row[Any]] = iter(())
         self._ready: deque[Chunk[Row[Any]]] = deque()
@@ -141,8 +142,10 @@ class Reader:
     def _drop(self) -> None:
         """Let go of a connection that failed."""
         connection, self._connection = self._connection, None
+        self._stream = None
         if connection is None or self._borrowed:
             return
+        self._disarm()
         try:
             connection.invalidate()
         except Exception:  # noqa: BLE001, S110  it is gone already; what counts is that nothing is kept
@@ -162,13 +165,23 @@ class Reader:
             connection.close()
 
     def _abandon(self, result: CursorResult[Any]) -> None:
-        if result.closed or result.cursor is None:
+        """Close a cursor that has more to come."""
+        if self._dialect.name not in ("mysql", "mariadb") or self._borrowed or self._connection is None:
+            result.close()
             return
-        if self._dialect.name in ("mysql", "mariadb") and not self._borrowed and self._connection is not None:
-            # Closing it would read everything that is still to come.
-            self._connection.invalidate()
-            return
+        # MariaDB's protocol has no way to stop: closing would read all that is still to come. So the connection goes,
+        # and the driver's result, which would read on when it is collected, is told that there is nothing.
+        self._connection.invalidate()
+        self._disarm()
         result.close()
+
+    def _disarm(self) -> None:
+        """Tell PyMySQL's and asyncmy's unbuffered result that there is no connection to read on from."""
+        cursor, self._cursor = self._cursor, None
+        pending = getattr(getattr(cursor, "_cursor", cursor), "_result", None)
+        if hasattr(pending, "unbuffered_active"):
+            pending.unbuffered_active = False
+            pending.connection = None
 
     def __enter__(self) -> Reader:
         return self
@@ -190,7 +203,9 @@ class Reader:
 
     def _execute(self, query: Any, values: Mapping[str, Any]) -> CursorResult[Any]:
         options = {"stream_results": True, "max_row_buffer": self._pager.rows}
-        return self._connect().execute(query, {**self._parameters, **values}, execution_options=options)
+        result = self._connect().execute(query, {**self._parameters, **values}, execution_options=options)
+        self._cursor = result.cursor
+        return result
 
     def check_keys(self) -> None:
         """Refuse a key that holds NULL now, once. Raises KeyOrderError."""
@@ -241,6 +256,7 @@ class Reader:
                 chunk = self._fill(cutter, result)
             finally:
                 result.close()
+            self._cursor = None
             if chunk is None and cutter.seen - before < asked:
                 chunk, ended = cutter.flush(), True
             elif chunk is None:
