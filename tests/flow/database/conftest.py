@@ -37,7 +37,7 @@ class Database:
         self.kind = kind
         self.url = sa.make_url(url)
         self.engine = sa.create_engine(self.url)
-        self.tables = sa.MetaData()
+        self._opened: list[sa.Connection] = []
 
     def fill(self, table: sa.Table, rows: list[dict[str, Any]]) -> sa.Table:
         """Make the table with these rows."""
@@ -50,6 +50,11 @@ class Database:
     def all(self, query: str) -> list[Any]:
         with self.engine.connect() as connection:
             return [tuple(row) for row in connection.execute(sa.text(query))]
+
+    def connect(self) -> sa.Connection:
+        """A connection that is closed at the end, however the test ends: what it locks would keep tables from going."""
+        self._opened.append(self.engine.connect())
+        return self._opened[-1]
 
     @property
     def async_url(self) -> sa.URL:
@@ -69,6 +74,8 @@ class Database:
         return asyncio.run(main())
 
     def close(self) -> None:
+        for connection in self._opened:
+            connection.close()
         found = sa.MetaData()
         with contextlib.suppress(sa.exc.DBAPIError):
             found.reflect(self.engine)

@@ -21,6 +21,8 @@ _CODES = frozenset({1040, 1053, 1158, 1159, 1160, 1161, 1205, 1213, 1317, 1927, 
 # SQLITE_BUSY, SQLITE_LOCKED, SQLITE_IOERR_LOCK among others: the low byte says.
 _SQLITE = frozenset({5, 6})
 
+_WORDS = ("connection", "server closed", "locked")
+
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 30.0
 
 
@@ -33,21 +35,17 @@ def is_transient(error: BaseException) -> bool:
     if error.connection_invalidated:
         return True
     origin: Any = error.orig
+    arguments = getattr(origin, "args", ())
+    if arguments and isinstance(arguments[0], int):  # MariaDB's and MySQL's own; its SQLSTATE says only "general"
+        return arguments[0] in _CODES
     state = getattr(origin, "sqlstate", None) or getattr(origin, "pgcode", None)
     if state:
         return str(state).startswith(_STATES)
     if getattr(origin, "sqlite_errorcode", None) is not None:
         return origin.sqlite_errorcode & 0xFF in _SQLITE
-    arguments = getattr(origin, "args", ())
-    if arguments and isinstance(arguments[0], int):
-        return arguments[0] in _CODES
     # No code at all: the driver could not even ask (connection refused, closed in the middle).
-    return isinstance(error, (exc.OperationalError, exc.InterfaceError)) and "locked" in str(origin) or _went(origin)
-
-
-def _went(origin: object) -> bool:
     text = str(origin).lower()
-    return any(word in text for word in ("connection", "server closed", "closed in the middle"))
+    return isinstance(error, (exc.OperationalError, exc.InterfaceError)) and any(word in text for word in _WORDS)
 
 
 class Patience:

@@ -195,6 +195,15 @@ class Reader:
         """Its connection, opened if need be."""
         return self._connect()
 
+    def shared(self, into: Engine) -> Connection | None:
+        """The connection that must also be written with, where another one would wait for ours for ever.
+
+        An open SELECT keeps SQLite's other connections from committing (without WAL), and does not mind its own
+        committing or rolling back (3.7.11 and later).
+        """
+        alone = self._dialect.name == "sqlite" and isinstance(self.plan, Stream) and into is self._source
+        return self._connect() if alone else None
+
     def first(self, query: Any) -> Any:
         """The first row of a small query."""
         found = self._connect().execute(query, self._parameters).first()
@@ -265,7 +274,7 @@ class Reader:
         return None if chunk is None else self._keyed(plan, chunk, low, ended=ended)
 
     def _ask_for(self, cutter: Cutter[Row[Any]], target: int) -> int:
-        room = min(cutter.room_rows, 1 << 31)
+        room = min(cutter.room_rows, (1 << 31) - 1)
         if self._dialect.name not in ("mysql", "mariadb") or self._mean_bytes is None:
             return room
         expected = int((target - cutter.bytes) / self._mean_bytes * _SPARE)

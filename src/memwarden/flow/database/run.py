@@ -183,18 +183,22 @@ class Loop:
 
 
 class _Transaction:
-    """The connection of one worker to where it writes. Begun by its first statement, as SQLAlchemy does."""
+    """The connection of one worker to where it writes. Begun by its first statement, as SQLAlchemy does.
 
-    def __init__(self, engine: Engine, show: Callable[[Connection], Any]) -> None:
+    `shared` is one that is not its own: it undoes on it, and leaves it open.
+    """
+
+    def __init__(self, engine: Engine, show: Callable[[Connection], Any], shared: Connection | None = None) -> None:
         self._engine = engine
         self._show = show
+        self._shared = shared
         self._connection: Connection | None = None
         self._shown: Any = None
 
     def open(self) -> Connection:
         """The connection."""
         if self._connection is None:
-            self._connection = self._engine.connect()
+            self._connection = self._shared or self._engine.connect()
             self._shown = self._show(self._connection)
         return self._connection
 
@@ -211,7 +215,9 @@ class _Transaction:
     def drop(self) -> None:
         """Undo what was not committed, and let the connection go: it may be the reason."""
         connection, self._connection, self._shown = self._connection, None, None
-        if connection is not None:
+        if connection is not None and connection is self._shared:
+            connection.rollback()
+        elif connection is not None:
             connection.close()
 
 
@@ -256,12 +262,12 @@ class Run:
                     part = self._parts.popleft()
                 except IndexError:
                     return
-                transaction = _Transaction(self._into, self._place.shown)
-                try:
-                    with self._open_reader() as reader:
+                with self._open_reader() as reader:
+                    transaction = _Transaction(self._into, self._place.shown, reader.shared(self._into))
+                    try:
                         self._part(part, reader, transaction)
-                finally:
-                    transaction.drop()
+                    finally:
+                        transaction.drop()
         except BaseException:
             self._stop.set()
             raise
