@@ -1,4 +1,4 @@
-"""The optional C reader: `pip install` goes on without it where there is no compiler."""
+"""The optional C parts: `pip install` goes on without them where there is no compiler."""
 
 import sys
 
@@ -7,11 +7,12 @@ from setuptools import Extension, setup
 setup(
     ext_modules=[
         Extension(
-            "memwarden._native._reader",
-            ["src/memwarden/_native/_reader.c"],
+            f"memwarden._native.{name}",
+            [f"src/memwarden/_native/{name}.c"],
             optional=True,
             extra_compile_args=["-O2", "-std=c11"],
         )
+        for name in ("_reader", "_sizes")
     ]
     if sys.platform.startswith("linux")
     else []

@@ -18,6 +18,7 @@ NAMES = (
     "cli_cost",
     "breaker",
     "reclaim",
+    "flow_chunks",
     "oom_attribution",
     "extensions",
     "survival",

@@ -17,7 +17,8 @@ MemwardenError
 │   ├── KeyOrderError                 keys that do not increase: duplicates, NULL, a source that lies about its order
 │   ├── CheckpointError               a checkpoint of something else, or one that somebody else goes on with
 │   ├── ChunkTimeoutError (TimeoutError) a chunk took longer than it may
-│   └── ChunkError                    a chunk of a database run failed for good
+│   ├── ChunkError                    a chunk of a database run failed for good
+│   └── ReleasedError                 a chunk was read after the next one was asked for
 ├── MemoryRefused (MemoryError)       the fence refused an allocation, whatever it looked like at first
 ├── StoreError                        the store's file cannot or must not be used
 └── SuperviseError                    `memwarden run` itself could not do its work
@@ -210,6 +211,12 @@ class ChunkError(FlowError):
         self.rows = rows
         self.attempts = attempts
         super().__init__(what, where=f"chunk {chunk}", mend=mend)
+
+
+class ReleasedError(FlowError):
+    """A chunk was read after the next one was asked for: its rows are gone by then."""
+
+
 
 
 class MemoryRefused(MemwardenError, MemoryError):  # noqa: N818  it is what a refused allocation is called everywhere here

@@ -7,6 +7,7 @@ from collections import namedtuple
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from sys import getsizeof
 from typing import Any
 from uuid import UUID
 
@@ -14,7 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memwarden.flow.sizing import MOST_OBJECTS, Sizer, size_of
+from memwarden.flow.sizing import (
+    MOST_OBJECTS,
+    Sizer,
+    flat_sum,
+    pure_flat_sum,
+    pure_table_sum,
+    size_of,
+    table_sum,
+)
 
 asizeof = pytest.importorskip("pympler.asizeof").asizeof
 
@@ -51,6 +60,45 @@ def test_a_page_is_the_sum_of_its_rows(rows: list[list[Any]]) -> None:
     size = Sizer()
     for made in (rows, [tuple(row) for row in rows]):
         assert size.page(made) == sum(size.each(made)) == sum(map(size, made))
+
+
+mixed = flat | st.lists(st.integers(), max_size=2) | st.just(WHEN)
+KNOWN = {type(None), bool, int, float, str, bytes, type(WHEN)}
+
+
+@given(st.lists(mixed, max_size=30))
+def test_the_sum_in_c_is_the_pure_one(values: list[Any]) -> None:
+    for made in (values, tuple(values), dict(enumerate(values)).values()):
+        assert flat_sum(made, KNOWN) == pure_flat_sum(made, KNOWN)
+
+
+@given(st.lists(st.lists(mixed, min_size=1, max_size=3).map(tuple), min_size=1, max_size=10))
+def test_the_table_in_c_is_the_pure_one(rows: list[Any]) -> None:
+    assert table_sum(rows, KNOWN) == pure_table_sum(rows, KNOWN)
+    assert table_sum([*rows, list(rows[0])], KNOWN) == -1  # another type of row
+
+
+@pytest.mark.parametrize("bits", [0, 1, 29, 30, 31, 59, 60, 61, 62, 63, 64, 90, 1000])
+def test_integers_at_every_border(bits: int) -> None:
+    values = [sign * (2**bits + more) for sign in (1, -1) for more in (-1, 0, 1)]
+    assert flat_sum(values, KNOWN) == sum(map(getsizeof, values))
+
+
+def test_a_text_with_its_encoding_kept() -> None:
+    text = "é" * 500
+    text.isidentifier()
+    before = flat_sum([text], KNOWN)
+    sqlite3.connect(":memory:").execute("select ?", (text,)).close()
+    assert flat_sum([text], KNOWN) == getsizeof(text) >= before
+
+
+def test_what_the_c_part_is_given_wrongly_is_a_type_error() -> None:
+    wrongs: list[Any] = [(), (1, 2), ([], [])]
+    for wrong in wrongs:
+        with pytest.raises(TypeError):
+            flat_sum(*wrong)
+        with pytest.raises(TypeError):
+            table_sum(*wrong)
 
 
 def test_a_column_that_turns_wide_is_seen_in_that_very_row() -> None:

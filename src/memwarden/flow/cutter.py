@@ -10,7 +10,7 @@ and says the target anew for each chunk (`target_of`).
 
 from __future__ import annotations
 
-from memwarden.errors import ConfigError, OversizeError
+from memwarden.errors import ConfigError, OversizeError, ReleasedError
 from memwarden.facts import Fact, Level
 from memwarden.units import KIB, format_bytes
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 else:
-    T = None  # typing is not imported here; list[None] is a list
+    T = Any = object  # typing is not imported here; list[object] is a list
 
 __all__ = ["Chunk", "Cut", "Cutter", "Expansion", "Pager", "cut", "target_of", "target_under"]
 
@@ -69,6 +69,29 @@ class Chunk(list[T]):
 
     cut: Cut
 
+    def release(self) -> None:
+        """Drop the rows. Whoever still holds the chunk and reads from it gets a ReleasedError, not an empty list."""
+        self.clear()
+        self.__class__ = _Released
+
+
+class _Released(Chunk[Any]):
+    """A chunk after its time: the loop variable of a `for` still refers to it while the next one is fetched."""
+
+    __slots__ = ()
+
+    def _gone(self, *_arguments: Any) -> Any:
+        what = f"chunk {self.cut.number} was released when the next one was asked for"
+        raise ReleasedError(what, mend="take from it what you need before, or give keep=True")
+
+    __iter__ = __len__ = __getitem__ = __reversed__ = __contains__ = __eq__ = append = copy = index = _gone
+
+    def __repr__(self) -> str:
+        return f"<released chunk {self.cut.number}>"
+
+    def release(self) -> None:
+        """It is."""
+
 
 class Cutter:
     """Cuts a stream of (row, bytes) into chunks: disjoint, complete, in order, none above the target but a lone row.
@@ -100,18 +123,29 @@ class Cutter:
         self._oversize = oversize
         self._number = number
         self._next = first
-        self._start(0.0)
+        self._start()
 
-    def _start(self, now: float) -> None:
-        self._rows: Chunk[Any] = Chunk()
+    def _start(self) -> None:
+        self._items: Chunk[Any] = Chunk()
+        self._rows = 0
         self._bytes = 0
         self._first = self._last = self._next
-        self._since = now
+        self._since = 0.0
+
+    def start_at(self, row: int, number: int) -> None:
+        """The next row has this index, the next chunk this number; for a cutter that holds nothing."""
+        self._next, self._number = row, number
+        self._start()
+
+    @property
+    def number(self) -> int:
+        """Number of the chunk that is being filled."""
+        return self._number
 
     @property
     def rows(self) -> int:
         """Rows of the chunk that is being filled."""
-        return len(self._rows)
+        return self._rows
 
     @property
     def bytes(self) -> int:
@@ -126,85 +160,85 @@ class Cutter:
     @property
     def room_rows(self) -> int:
         """How many rows this chunk may still take before the cap of rows."""
-        return self._cap - len(self._rows)
+        return self._cap - self._rows
 
     def due(self, now: float) -> bool:
         """Whether the chunk is old enough to be closed, rows or none coming."""
-        return bool(self._rows) and self._seconds is not None and now - self._since >= self._seconds
+        return bool(self._items) and self._seconds is not None and now - self._since >= self._seconds
 
-    def push(self, row: Any, size: int, now: float = 0.0) -> tuple[Chunk[Any], ...]:
+    def push(self, row: Any, size: int, now: float = 0.0, *, rows: int = 1) -> tuple[Chunk[Any], ...]:
         """Take the next row; the chunks that are complete now: none, one, or two before and with an oversize row.
 
-        Raises OversizeError under "fail"; what came before the row is still there (`flush`).
+        One that stands for several rows (a record batch) says how many. Raises OversizeError under "fail"; what came
+        before the row is still there (`flush`).
         """
         if size > self.target_bytes:
-            return self._lone(row, size, now)
+            return self._lone(row, size, now, rows)
         done: tuple[Chunk[Any], ...] = ()
-        rows = self._rows
-        if rows and self._bytes + size > self.target_bytes:
-            done = (self._close("bytes", now),)
-            rows = self._rows
-        if not rows:
-            self._since, self._first = now, self._next
-        rows.append(row)
-        self._bytes += size
-        self._last = self._next
-        self._next += 1
-        if len(rows) >= self._cap:
-            return (*done, self._close("rows", now))
-        if self._seconds is not None and now - self._since >= self._seconds:
-            return (*done, self._close("seconds", now))
-        return done
+        if self._items:
+            if self._bytes + size > self.target_bytes:
+                done = (self._close("bytes"),)
+            elif self._rows + rows > self._cap:
+                done = (self._close("rows"),)
+        self._append(row, size, now, rows)
+        closed = self.complete(now)
+        return done if closed is None else (*done, closed)
 
     def take(self, page: list[Any], size: int, now: float = 0.0) -> bool:
         """Take a whole page of so many bytes in all, where it certainly ends no chunk before its last row.
 
-        False, and nothing taken, where it could: then push row by row. `complete` says whether the chunk is full now.
+        False, and nothing taken, where it could: then push row by row. `complete` gives the chunk where it is full.
         """
-        rows = self._rows
-        if self._bytes + size > self.target_bytes or len(rows) + len(page) > self._cap:
+        if not page or self._bytes + size > self.target_bytes or self._rows + len(page) > self._cap:
             return False
-        if not rows:
+        if not self._items:
             self._since, self._first = now, self._next
-        rows.extend(page)
+        self._items.extend(page)
+        self._rows += len(page)
         self._bytes += size
         self._next += len(page)
         self._last = self._next - 1
         return True
 
     def complete(self, now: float = 0.0) -> Chunk[Any] | None:
-        """The chunk where a cap of rows or seconds is met, as after `take`."""
-        if len(self._rows) >= self._cap:
-            return self._close("rows", now)
-        return self._close("seconds", now) if self.due(now) else None
+        """The chunk where the cap of rows or of seconds is met."""
+        if self._rows >= self._cap:
+            return self._close("rows")
+        return self._close("seconds") if self.due(now) else None
 
-    def flush(self, why: str = "end", now: float = 0.0) -> Chunk[Any] | None:
+    def flush(self, why: str = "end") -> Chunk[Any] | None:
         """The chunk that is being filled, as it is; None where it is empty."""
-        return self._close(why, now) if self._rows else None
+        return self._close(why) if self._items else None
 
-    def _lone(self, row: Any, size: int, now: float) -> tuple[Chunk[Any], ...]:
+    def _append(self, row: Any, size: int, now: float, rows: int) -> None:
+        if not self._items:
+            self._since, self._first = now, self._next
+        self._items.append(row)
+        self._rows += rows
+        self._bytes += size
+        self._next += rows
+        self._last = self._next - 1
+
+    def _lone(self, row: Any, size: int, now: float, rows: int) -> tuple[Chunk[Any], ...]:
         if self._oversize == "fail":
             what = f"row {self._next} has {format_bytes(size)}, above the {format_bytes(self.target_bytes)} of a chunk"
             raise OversizeError(what, index=self._next, size_bytes=size, target_bytes=self.target_bytes)
         if self._oversize == "skip":
-            self.skipped += 1
+            self.skipped += rows
             self.skipped_bytes += size
-            self._next += 1
+            self._next += rows
             return ()
-        before = (self._close("bytes", now),) if self._rows else ()
-        self._rows.append(row)
-        self._bytes = size
-        self._first = self._last = self._next
-        self._next += 1
-        return (*before, self._close("oversize", now))
+        before = (self._close("bytes"),) if self._items else ()
+        self._append(row, size, now, rows)
+        return (*before, self._close("oversize"))
 
-    def _close(self, why: str, now: float) -> Chunk[Any]:
-        chunk = self._rows
+    def _close(self, why: str) -> Chunk[Any]:
+        chunk = self._items
         chunk.cut = Cut(
-            number=self._number, rows=len(chunk), bytes=self._bytes, first=self._first, last=self._last, why=why
+            number=self._number, rows=self._rows, bytes=self._bytes, first=self._first, last=self._last, why=why
         )
         self._number += 1
-        self._start(now)
+        self._start()
         return chunk
 
 
@@ -212,11 +246,20 @@ class Pager:
     """How many rows to fetch at once: from 1, doubled while pages stay small, halved above, capped for good.
 
     A page is the one thing that is in memory before its width is known, so its cap does not grow with trust. It also
-    stays short in time: `seconds` is what a page may take before it is halved, None without such a wish.
+    stays short in time: `seconds` is what a page may take before it is halved, None without such a wish. `share` is how
+    much of the target it may be.
     """
 
-    def __init__(self, target_bytes: int, *, most_rows: int = PAGE_ROWS, seconds: float | None = None) -> None:
+    def __init__(
+        self,
+        target_bytes: int,
+        *,
+        most_rows: int = PAGE_ROWS,
+        seconds: float | None = None,
+        share: float = PAGE_SHARE,
+    ) -> None:
         self.target_bytes = target_bytes
+        self._share = share
         self.rows = 1
         self._most = most_rows
         self._seconds = seconds
@@ -224,7 +267,7 @@ class Pager:
     def saw(self, rows: int, size: int, seconds: float = 0.0) -> None:
         """A page of so many rows and bytes came in so many seconds."""
         slow = self._seconds is not None and seconds > self._seconds
-        if slow or size > self.target_bytes * PAGE_SHARE:
+        if slow or size > self.target_bytes * self._share:
             self.rows = max(1, self.rows // 2)
         elif rows >= self.rows < self._most:
             self.rows = min(self._most, self.rows * 2)

@@ -6,8 +6,9 @@ million rows may hold 100 KB in the next, so no width is taken from those before
 (the shell of a type, where its values are) is learned once per type.
 
 The figures are those of `sys.getsizeof`, summed: what the objects take without the allocator's rounding. What is
-shared anyway counts nothing: classes, functions, modules. Nested containers are walked up to `MOST_OBJECTS`; beyond
-it the rest is taken to be as what was seen. Foreign objects say themselves (`nbytes`, `__sizeof__`).
+shared anyway counts nothing: classes, functions, modules. Flat values are summed in C where that part is built.
+Nested containers are walked up to `MOST_OBJECTS`; beyond it the rest is taken to be as what was seen. Foreign objects
+say themselves (`nbytes`, `__sizeof__`).
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from sys import getsizeof
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
+    from collections.abc import Set as AbstractSet
     from typing import Any
 
-__all__ = ["MOST_OBJECTS", "Sizer", "size_of"]
+__all__ = ["MOST_OBJECTS", "Sizer", "flat_sum", "pure_flat_sum", "pure_table_sum", "size_of", "table_sum"]
 
 # Walking costs about 0.1 us an object, what making it did cost; past it an estimate is good enough and bounded.
 MOST_OBJECTS = 2000
@@ -36,6 +38,33 @@ _INSTANCE_STATE_BYTES = 970
 _UUID_BYTES = 104
 # The header of the tuple inside of a row object, and of each field in it.
 _TUPLE_BYTES, _POINTER_BYTES = 56, 8
+
+
+def pure_flat_sum(values: Iterable[object], flat: AbstractSet[type]) -> int:
+    """Sum of getsizeof over the values; -1 where one of them is of a type that is not in the set of flat ones."""
+    return sum(map(getsizeof, values)) if flat.issuperset(map(type, values)) else -1  # type: ignore[attr-defined]
+
+
+def pure_table_sum(rows: list[Any], flat: AbstractSet[type]) -> int:
+    """The same over all cells of rows of one type and one length; -1 also where they are not."""
+    kind, total = type(rows[0]), 0
+    if {kind}.issuperset(map(type, rows)):
+        try:
+            for column in zip(*rows, strict=True):
+                size = pure_flat_sum(column, flat)
+                if size < 0:
+                    return -1
+                total += size
+        except ValueError:  # lengths differ
+            return -1
+        return total
+    return -1
+
+
+try:
+    from memwarden._native._sizes import flat_sum, table_sum
+except ImportError:
+    flat_sum, table_sum = pure_flat_sum, pure_table_sum
 
 
 def _foreign(*names: str) -> frozenset[tuple[str, str]]:
@@ -79,8 +108,9 @@ class _Walk:
 
     def parts(self, values: Any, count: int) -> int:
         """The sum over children; where they are too many, of some of them, and the rest in proportion."""
-        if _FLAT.issuperset(map(type, values)):
-            return sum(map(getsizeof, values))
+        flat = flat_sum(values, _FLAT)
+        if flat >= 0:
+            return flat
         if count <= self.left:
             self.left -= count
             return sum(map(self.size, values))
@@ -130,12 +160,12 @@ def _row(walk: _Walk, value: Any) -> int:
 
 def _object(walk: _Walk, value: Any) -> int:
     """Any other object, by what it refers to: asking for its `__dict__` would make one, larger than the object."""
-    parts = get_referents(value)
+    parts: list[Any] = get_referents(value)
     total = getsizeof(value)
     if type(value).__dictoffset__:  # attributes are kept beside it, slots in it
         total += _POINTER_BYTES * len(parts)
     for part in parts:
-        if type(part) is dict and getattr(value, "__dict__", None) is part:  # its keys are its class's
+        if type(part) is dict and id(part) == id(getattr(value, "__dict__", None)):  # its keys are its class's
             total += getsizeof(part) + walk.parts(part.values(), len(part))
         else:
             total += walk.size(part)
@@ -192,65 +222,47 @@ class Sizer:
     """
 
     def __init__(self) -> None:
-        self._shapes: dict[type, Callable[[Any], int]] = {}
+        self._ways: dict[type, Callable[[Any], int]] = {}
 
     def __call__(self, row: Any) -> int:
         """The bytes of one row."""
         kind = type(row)
         if kind in _FLAT:
             return getsizeof(row)
-        size = self._shapes.get(kind)
+        size = self._ways.get(kind)
         if size is None:
-            size = _row_way(kind)
-            if len(self._shapes) < _MOST_TYPES:
-                self._shapes[kind] = size
+            size = _way_of_row(kind)
+            if len(self._ways) < _MOST_TYPES:
+                self._ways[kind] = size
         return size(row)
 
     def each(self, rows: Iterable[Any]) -> list[int]:
         """The bytes of each row."""
         return list(map(self, rows))
 
-    def page(self, rows: Sequence[Any]) -> int:
-        """The bytes of all rows together: 3x faster than one by one where they are tuples of flat values."""
+    def page(self, rows: list[Any]) -> int:
+        """The bytes of all rows together: much faster than one by one where their values are flat."""
         if not rows:
             return 0
         kind = type(rows[0])
         if kind in _FLAT:
-            if _FLAT.issuperset(map(type, rows)):
-                return sum(map(getsizeof, rows))
-        elif (kind is tuple or _is_row(kind)) and {kind}.issuperset(map(type, rows)):
-            return _table(rows)
+            total = flat_sum(rows, _FLAT)
+            if total >= 0:
+                return total
+        elif kind is tuple or _is_row(kind):
+            total = table_sum(rows, _FLAT)
+            if total >= 0:
+                return total + len(rows) * _around(rows[0])
         return sum(map(self, rows))
 
 
-def _table(rows: Sequence[Any]) -> int:
-    """Rows of equal type and length, column by column."""
-    try:
-        columns = list(zip(*rows, strict=True))
-    except ValueError:  # lengths differ
-        return sum(map(size_of, rows))
-    total = len(rows) * _around(rows[0])
-    for column in columns:
-        kinds = set(map(type, column))
-        if len(kinds) == 1 and (fixed := _FIXED.get(next(iter(kinds)))):
-            total += fixed * len(rows)
-        elif _FLAT.issuperset(kinds):
-            total += sum(map(getsizeof, column))
-        else:
-            total += sum(map(size_of, column))
-    return total
-
-
 def _around(row: Any) -> int:
+    """What there is of a row beside its values."""
     shell = getsizeof(row)
     return shell if type(row) is tuple else shell + _TUPLE_BYTES + _POINTER_BYTES * len(row)
 
 
-# Every object of them has the same size.
-_FIXED = {type(None): getsizeof(None), bool: getsizeof(True), float: getsizeof(1.0)}
-
-
-def _row_way(kind: type) -> Callable[[Any], int]:
+def _way_of_row(kind: type) -> Callable[[Any], int]:
     if issubclass(kind, dict):
         return _dict_row
     if issubclass(kind, (tuple, list)):
@@ -259,9 +271,8 @@ def _row_way(kind: type) -> Callable[[Any], int]:
 
 
 def _values(values: Any, count: int) -> int:
-    if _FLAT.issuperset(map(type, values)):
-        return sum(map(getsizeof, values))
-    return _Walk().parts(values, count)
+    flat = flat_sum(values, _FLAT)
+    return flat if flat >= 0 else _Walk().parts(values, count)
 
 
 def _plain_row(row: Any) -> int:

@@ -62,12 +62,12 @@ class Scan:
             yield from chunk
 
     def chunks(self) -> Iterator[Batch]:
-        """Chunk by chunk. Each is emptied when the next is asked for: copy what you keep."""
+        """Chunk by chunk. Each is released when the next is asked for: copy what you keep."""
         try:
             while (batch := self._next()) is not None:
                 yield batch
                 self._took(batch)
-                batch.clear()
+                batch.release()
                 if batch.ended:
                     return
                 del batch
@@ -111,7 +111,7 @@ class AsyncScan(Scan):
             while (batch := await greenlet_spawn(self._next)) is not None:
                 yield batch
                 self._took(batch)
-                batch.clear()
+                batch.release()
                 if batch.ended:
                     return
                 del batch

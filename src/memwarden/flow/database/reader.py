@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from memwarden.errors import FlowError, KeyOrderError, SourceError, StatementError
+from memwarden.errors import FlowError, KeyOrderError, ReleasedError, SourceError, StatementError
 from memwarden.flow.cutter import PAGE_ROWS, Cut, Cutter, Pager, target_under
 from memwarden.flow.database import keys
 from memwarden.flow.database.faults import is_transient
@@ -39,7 +39,7 @@ _SPARE = 1.5
 
 
 class Batch(list["Row[Any]"]):
-    """The rows of one chunk, a list. It is emptied when the next one is read.
+    """The rows of one chunk, a list. It is released when the next one is read.
 
     `id` is the same whenever the same rows are handed out again: an idempotency key for whoever writes elsewhere.
     `low` is the key before the first row (None at the start), `high` that of the last; without a key they are the
@@ -58,6 +58,11 @@ class Batch(list["Row[Any]"]):
     reader: Reader
     door: Callable[[], Any] | None
 
+    def release(self) -> None:
+        """Drop the rows. Whoever still holds the chunk and reads from it gets a ReleasedError, not an empty list."""
+        self.clear()
+        self.__class__ = _Released
+
     @property
     def connection(self) -> Any:
         """The connection, and in it the transaction, that this chunk is committed with. `process` commits it."""
@@ -75,6 +80,24 @@ class Batch(list["Row[Any]"]):
         piece.reader, piece.door, piece.attempt = self.reader, None, 1
         piece.id = self.reader.name_of(piece.low, piece.high)
         return piece
+
+
+class _Released(Batch):
+    """A chunk after its time; its keys and its id are still there."""
+
+    __slots__ = ()
+
+    def _gone(self, *_arguments: Any) -> Any:
+        what = f"chunk {self.id} was released when the next one was asked for"
+        raise ReleasedError(what, mend="take from it what you need before")
+
+    __iter__ = __len__ = __getitem__ = __reversed__ = __contains__ = __eq__ = append = copy = index = _gone
+
+    def __repr__(self) -> str:
+        return f"<released chunk {self.id}>"
+
+    def release(self) -> None:
+        """It is."""
 
 
 class Reader:
@@ -116,7 +139,7 @@ class Reader:
         self._surplus: Iterator[Row[Any]] = iter(())
         self._ready: deque[Chunk[Row[Any]]] = deque()
         self._last: Row[Any]
-        self._stream_cutter: Cutter[Row[Any]] | None = None
+        self._stream_cutter: Cutter | None = None
 
     def _most_page_rows(self) -> int:
         bound = self.plan.row_bytes if isinstance(self.plan, Keyset) else None
@@ -254,7 +277,7 @@ class Reader:
     ) -> Batch | None:
         target = 1 << 62 if whole else target_under(self._pressure, self._limit_bytes)
         self._pager.target_bytes = min(target, self._limit_bytes)
-        cutter: Cutter[Row[Any]] = Cutter(target, rows=None if whole else self._rows, number=self.number)
+        cutter: Cutter = Cutter(target, rows=None if whole else self._rows, number=self.number)
         chunk, position, ended = None, low, False
         while chunk is None and not ended:
             asked = self._ask_for(cutter, target)
@@ -273,14 +296,14 @@ class Reader:
         self._end_transaction()
         return None if chunk is None else self._keyed(plan, chunk, low, ended=ended)
 
-    def _ask_for(self, cutter: Cutter[Row[Any]], target: int) -> int:
+    def _ask_for(self, cutter: Cutter, target: int) -> int:
         room = min(cutter.room_rows, (1 << 31) - 1)
         if self._dialect.name not in ("mysql", "mariadb") or self._mean_bytes is None:
             return room
         expected = int((target - cutter.bytes) / self._mean_bytes * _SPARE)
         return min(room, max(PAGE_ROWS, expected))
 
-    def _fill(self, cutter: Cutter[Row[Any]], result: CursorResult[Any]) -> Any:
+    def _fill(self, cutter: Cutter, result: CursorResult[Any]) -> Any:
         """Fetch pages until a chunk is complete or the query has no more. The chunk, if there is one."""
         pager, sizer = self._pager, self._sizer
         while True:
@@ -367,7 +390,7 @@ class Reader:
                 return cutter.flush()
         return self._ready.popleft()
 
-    def _next_page(self, cutter: Cutter[Row[Any]]) -> bool:
+    def _next_page(self, cutter: Cutter) -> bool:
         """Fetch a page: into the chunk where it fits whole, else to be looked at row by row. False at the end."""
         if self._stream is None:
             return False

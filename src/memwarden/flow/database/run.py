@@ -290,7 +290,7 @@ class Run:
             finally:
                 self._tally.hold(-size)
             position = batch.high
-            batch.clear()  # whoever kept it keeps no rows; the next one is fetched into the same memory
+            batch.release()  # whoever kept it keeps no rows; the next one is fetched into the same memory
             del batch
             if ended:
                 self._finish(part)
