@@ -113,23 +113,23 @@ def _mixed(number: int, chance: random.Random) -> int:
     return chance.randint(100_000, 200_000) if wide else chance.randint(1000, 2000)
 
 
-def _alternating(number: int, chance: random.Random) -> int:
+def _alternating(number: int, _chance: random.Random) -> int:
     return 100_000 if number % 16 == 0 else 1000
 
 
-def _sorted(number: int, chance: random.Random) -> int:
+def _sorted(number: int, _chance: random.Random) -> int:
     return 100 + 200_000 * number**3 // ROWS**3
 
 
-def _zipf(number: int, chance: random.Random) -> int:
+def _zipf(_number: int, chance: random.Random) -> int:
     return min(2_000_000, int(500 / (1.0 - chance.random())))
 
 
-def _tiny(number: int, chance: random.Random) -> int:
+def _tiny(_number: int, _chance: random.Random) -> int:
     return 10
 
 
-def _giant(number: int, chance: random.Random) -> int:
+def _giant(number: int, _chance: random.Random) -> int:
     return 60 * MIB if number == 500 else 1000
 
 
@@ -200,7 +200,9 @@ def _widths(url: str) -> Iterator[Figure]:
         _fill(engine, width, count)
         for name, work, bound in (("stream", _STREAM, 1.4), ("resumable", _RESUMABLE, 1.6)):
             peak = statistics.median(_arm(url, "wide", work)["peak"] for _ in range(ROUNDS)) / MIB
-            yield Figure(f"sqlite: {name}, {width.__name__[1:]} widths: peak over the budget", peak / 32, "x", at_most=bound)
+            yield Figure(
+                f"sqlite: {name}, {width.__name__[1:]} widths: peak over the budget", peak / 32, "x", at_most=bound
+            )
     _fill(engine, _giant, 1000)
     peak = statistics.median(_arm(url, "wide", _STREAM)["peak"] for _ in range(ROUNDS)) / MIB
     yield Figure("sqlite: stream, one row of 60 MiB: peak", peak, " MiB", at_most=max(1.4 * 32, 2.5 * 60))
@@ -277,8 +279,8 @@ rows = time.monotonic() - start
 def _parallel(url: str) -> Iterator[Figure]:
     walls: dict[int, list[float]] = {1: [], 4: []}
     for _ in range(ROUNDS):
-        for workers in walls:
-            walls[workers].append(_arm(url, "few", _WAITING.replace("{workers}", str(workers)))["rows"])
+        for workers, times in walls.items():
+            times.append(_arm(url, "few", _WAITING.replace("{workers}", str(workers)))["rows"])
     one, four = (min(each) for each in walls.values())
     yield Figure(
         "sqlite: 4 parallel ranges on a handler that waits 20 ms a chunk: speed-up", one / four, "x", at_least=1.5,

@@ -217,8 +217,6 @@ class ReleasedError(FlowError):
     """A chunk was read after the next one was asked for: its rows are gone by then."""
 
 
-
-
 class MemoryRefused(MemwardenError, MemoryError):  # noqa: N818  it is what a refused allocation is called everywhere here
     """The fence refused an allocation. Sizes in bytes, None where they are not known.
 

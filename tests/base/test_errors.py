@@ -11,13 +11,24 @@ import pytest
 from memwarden import errors
 from memwarden.errors import (
     BlackBoxError,
+    CheckpointError,
+    ChunkError,
+    ChunkTimeoutError,
     ConfigError,
+    FlowError,
+    HandlerError,
+    KeyOrderError,
     MemoryPressureError,
     MemoryRefused,
     MemwardenError,
     MissingExtraError,
     NotPermittedError,
+    OversizeError,
     ProcessNotFoundError,
+    ReleasedError,
+    SourceError,
+    StatementError,
+    StoreError,
     SuperviseError,
     TraceError,
     UnitError,
@@ -68,6 +79,17 @@ _ONE_OF_EACH = (
     BlackBoxError("broke", where="x.box"),
     MemoryRefused("MemoryError", soft_bytes=1, limit_bytes=2),
     SuperviseError("broke"),
+    StoreError("broke"),
+    FlowError("broke"),
+    SourceError("broke", rows=3),
+    HandlerError("broke", first=0, last=9, chunk=0),
+    OversizeError("broke", index=1, size_bytes=9, target_bytes=8),
+    StatementError("broke"),
+    KeyOrderError("broke"),
+    CheckpointError.taken("copy"),
+    ChunkTimeoutError("broke"),
+    ChunkError("broke", chunk="ab", low=(1,), high=(2,), rows=1),
+    ReleasedError("broke"),
 )
 
 
@@ -78,7 +100,8 @@ def test_one_of_each_is_tried_here() -> None:
 @pytest.mark.parametrize("error", _ONE_OF_EACH, ids=lambda error: type(error).__name__)
 def test_an_error_is_one_line_and_has_an_exit_code(error: MemwardenError) -> None:
     assert str(error).isprintable()
-    assert error.exit_code == (125 if isinstance(error, SuperviseError) else 2)
+    expected = 125 if isinstance(error, SuperviseError) else 1 if isinstance(error, FlowError) else 2
+    assert error.exit_code == expected
 
 
 def test_what_where_and_how_to_mend_stand_in_that_order() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
 from tests.flow.database.servers import SERVERS
 
 if TYPE_CHECKING:
@@ -58,8 +59,7 @@ class Database:
 
     @property
     def async_url(self) -> sa.URL:
-        url = self.url.set(drivername=ASYNC_DRIVERS[self.kind])
-        return url
+        return self.url.set(drivername=ASYNC_DRIVERS[self.kind])
 
     def run(self, work: Callable[[AsyncEngine], Awaitable[Any]]) -> Any:
         """Run a coroutine function with an async engine in a loop of its own."""

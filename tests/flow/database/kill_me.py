@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from memwarden import flow
-from memwarden.flow.database import Batch
 from memwarden.store import Store
+
+if TYPE_CHECKING:
+    from memwarden.flow.database import Batch
 
 
 def main(url: str, kind: str, folder: str) -> None:

@@ -1,4 +1,4 @@
-"""PostgreSQL and MariaDB for the tests: named by MEMWARDEN_TEST_..._URL, or private ones on a free port of this machine."""
+"""PostgreSQL and MariaDB for the tests: those of MEMWARDEN_TEST_..._URL, or private ones on a free port."""
 
 from __future__ import annotations
 

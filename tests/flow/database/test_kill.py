@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import sqlalchemy as sa
+
 from tests.flow.database import kill_me
 
 if TYPE_CHECKING:
@@ -49,7 +50,9 @@ def _life(database: Database, kind: str, folder: Path, kill_after: int | None) -
 
 def _fill(database: Database) -> None:
     for name in ("source", "sink"):
-        table = sa.Table(name, sa.MetaData(), sa.Column("id", sa.Integer, primary_key=name == "source", autoincrement=False))
+        table = sa.Table(
+            name, sa.MetaData(), sa.Column("id", sa.Integer, primary_key=name == "source", autoincrement=False)
+        )
         database.fill(table, [{"id": n} for n in range(ROWS)] if name == "source" else [])
 
 
@@ -64,7 +67,9 @@ def _kill_and_finish(database: Database, kind: str, folder: Path) -> int:
 def test_with_a_sink_in_the_same_database_every_row_is_there_exactly_once(database: Database, tmp_path: Path) -> None:
     _fill(database)
     kills = _kill_and_finish(database, "table", tmp_path)
-    assert database.all("SELECT count(*), count(DISTINCT id), min(id), max(id) FROM sink") == [(ROWS, ROWS, 0, ROWS - 1)]
+    assert database.all("SELECT count(*), count(DISTINCT id), min(id), max(id) FROM sink") == [
+        (ROWS, ROWS, 0, ROWS - 1)
+    ]
     print(f"{database.kind}: {kills} kills, {ROWS} rows, each once")
     assert kills > 0
 

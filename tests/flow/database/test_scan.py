@@ -16,6 +16,7 @@ from memwarden.errors import KeyOrderError, SourceError, StatementError
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
+
     from tests.flow.database.conftest import Database
 
 WIDE = "x" * 20_000
@@ -81,7 +82,12 @@ def test_composite_keys_with_ties_in_their_first_column(database: Database) -> N
         sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
     )
     rows = [
-        {"day": datetime(2026, 1, 1) + timedelta(days=n // 300), "who": f"w{n % 300 // 10:02}é", "number": n % 10}
+        {
+            "day": datetime(2026, 1, 1)  # noqa: DTZ001  a column without a zone
+            + timedelta(days=n // 300),
+            "who": f"w{n % 300 // 10:02}é",
+            "number": n % 10,
+        }
         for n in range(1500)
     ]
     database.fill(table, rows)
@@ -164,7 +170,7 @@ def test_null_in_a_key_is_refused_before_anything_is_read(database: Database) ->
     table = sa.Table("t", sa.MetaData(), number, sa.Column("at", sa.Integer))
     database.fill(table, [{"id": n, "at": n or None} for n in range(5)])
     scan = flow.scan(sa.select(table), database.engine, key=("at", "id"))
-    with pytest.raises(KeyOrderError, match="NULL in the key .at."):
+    with pytest.raises(KeyOrderError, match=r"NULL in the key .at."):
         list(scan)
     known = sa.select(table).where(table.c.at.is_not(None))
     assert len(list(flow.scan(known, database.engine, key=("at", "id"), rows=2))) == 4

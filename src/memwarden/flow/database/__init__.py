@@ -24,8 +24,8 @@ from memwarden.store import Checkpoint, Store
 from memwarden.units import MIB, parse_bytes, parse_duration
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-    from typing import Literal, Self, overload
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping
+    from typing import Literal, Self, TypedDict, Unpack, overload
 
     from sqlalchemy.engine import Connection, Engine, Row
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -35,6 +35,37 @@ if TYPE_CHECKING:
 
     Key = tuple[Any, ...] | None
     OnError = Literal["stop", "retry", "continue", "bisect"]
+
+    class _Reading(TypedDict, total=False):
+        key: Any
+        resumable: bool | None
+        rows: int
+        budget: str | int | Budget
+        parameters: Mapping[str, Any] | None
+        snapshot: bool
+        retries: int
+        pressure: Pressure | None
+        clock: Clock | None
+
+    class _ScanOptions(_Reading, total=False):
+        after: Key
+
+    class _ProcessOptions(_Reading, total=False):
+        name: str | None
+        into: Any
+        checkpoint: Store | None
+        restart: bool
+        by: Literal["chunk", "row"]
+        parallel: int
+        timeout_s: float | str | None
+        on_error: OnError
+        error_callback: Callable[[Exception, Batch], object] | None
+        most_dead: int
+        max_results: int
+        collect: Callable[[Any, list[Any], Batch], Any] | None
+        progress: Callable[[Progress], object] | Literal["bar"] | None
+        total: int | None
+
 
 __all__ = ["AsyncScan", "Batch", "Processed", "Progress", "Scan", "process", "scan"]
 
@@ -61,7 +92,7 @@ class Scan:
         for chunk in self.chunks():
             yield from chunk
 
-    def chunks(self) -> Iterator[Batch]:
+    def chunks(self) -> Generator[Batch, None, None]:
         """Chunk by chunk. Each is released when the next is asked for: copy what you keep."""
         try:
             while (batch := self._next()) is not None:
@@ -103,7 +134,7 @@ class AsyncScan(Scan):
             for row in chunk:
                 yield row
 
-    async def chunks_async(self) -> AsyncIterator[Batch]:
+    async def chunks_async(self) -> AsyncGenerator[Batch, None]:
         """Chunk by chunk."""
         from sqlalchemy.util import greenlet_spawn
 
@@ -134,9 +165,9 @@ class AsyncScan(Scan):
 if TYPE_CHECKING:
 
     @overload
-    def scan(statement: Any, source: AsyncEngine | AsyncConnection, **options: Any) -> AsyncScan: ...
+    def scan(statement: Any, source: AsyncEngine | AsyncConnection, **options: Unpack[_ScanOptions]) -> AsyncScan: ...
     @overload
-    def scan(statement: Any, source: Engine | Connection, **options: Any) -> Scan: ...
+    def scan(statement: Any, source: Engine | Connection, **options: Unpack[_ScanOptions]) -> Scan: ...
 
 
 def scan(
@@ -180,10 +211,12 @@ if TYPE_CHECKING:
 
     @overload
     def process(
-        statement: Any, handler: Callable[..., Any], source: AsyncEngine, **options: Any
+        statement: Any, handler: Callable[..., Any], source: AsyncEngine, **options: Unpack[_ProcessOptions]
     ) -> Coroutine[Any, Any, Processed]: ...
     @overload
-    def process(statement: Any, handler: Callable[..., Any], source: Engine, **options: Any) -> Processed: ...
+    def process(
+        statement: Any, handler: Callable[..., Any], source: Engine, **options: Unpack[_ProcessOptions]
+    ) -> Processed: ...
 
 
 def process(
@@ -333,8 +366,9 @@ def _parts(
 ) -> list[Checkpoint]:
     """The ranges of this run: those of its checkpoint, or new ones."""
     name = options["name"] or ""
-    described = checkpoints.describe(plan, reader.connection(), options["parameters"]) if ledger is not None else ""
-    if ledger is not None:
+    described = ""
+    if ledger is not None and isinstance(plan, Keyset):
+        described = checkpoints.describe(plan, reader.connection(), options["parameters"])
         found = ledger.load(name)
         if found:
             checkpoints.compare(name, found[0].plan, described)
@@ -357,8 +391,9 @@ def _reopened(parts: list[Checkpoint]) -> list[Checkpoint]:
 
 
 def _total(plan: Keyset | Stream, reader: Reader, options: dict[str, Any]) -> int | None:
-    if options["total"] is not None or options["progress"] is None or not isinstance(plan, Keyset):
-        return options["total"]
+    given: int | None = options["total"]
+    if given is not None or options["progress"] is None or not isinstance(plan, Keyset):
+        return given
     return int(reader.first(plan.count())[0])
 
 

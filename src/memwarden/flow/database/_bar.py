@@ -15,6 +15,7 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from types import TracebackType
+    from typing import Self
 
     from memwarden.flow.database.progress import Progress
 
@@ -48,7 +49,7 @@ class Bar:
             self._bar.update(self._task, **fields)  # type: ignore[arg-type]
         self._bar.refresh()
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 

@@ -7,8 +7,8 @@ one chunk is handed out again, the same rows under the same id.
 
 from __future__ import annotations
 
-import json
 import hashlib
+import json
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,6 @@ from sqlalchemy import exc
 from sqlalchemy.dialects import mysql
 
 from memwarden.errors import CheckpointError
-from memwarden.flow.database.statement import Keyset
 from memwarden.store import Checkpoint, DeadLetter
 
 if TYPE_CHECKING:
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Connection, Engine
 
+    from memwarden.flow.database.statement import Keyset
     from memwarden.store import Store
 
 __all__ = ["Ledger", "StoreLedger", "TableLedger", "compare", "describe"]
@@ -65,11 +65,15 @@ _dead_letters = sa.Table(
 # What changes from chunk to chunk.
 _MOVING = ("position", "pending", "rows", "bytes", "done", "version", "updated_unix_s")
 _INSERT = _checkpoints.insert()
-_UPDATE = _checkpoints.update().where(
-    _checkpoints.c.name == sa.bindparam("of_name"),
-    _checkpoints.c.part == sa.bindparam("of_part"),
-    _checkpoints.c.version == sa.bindparam("of_version"),
-).values({name: sa.bindparam(name) for name in _MOVING})
+_UPDATE = (
+    _checkpoints.update()
+    .where(
+        _checkpoints.c.name == sa.bindparam("of_name"),
+        _checkpoints.c.part == sa.bindparam("of_part"),
+        _checkpoints.c.version == sa.bindparam("of_version"),
+    )
+    .values({name: sa.bindparam(name) for name in _MOVING})
+)
 
 
 class TableLedger:
@@ -254,7 +258,9 @@ def compare(name: str, before: str, now: str) -> None:
     changed = _first_change(old["parameters"], new["parameters"])
     if changed:
         mend = f"pass the same values again (a moving one such as the time of day belongs into the data), or {mend}"
-        raise CheckpointError(f"the parameters changed since this run began: {changed.split(' ')[0]}", where=where, mend=mend)
+        raise CheckpointError(
+            f"the parameters changed since this run began: {changed.split(' ')[0]}", where=where, mend=mend
+        )
 
 
 def _first_change(old: dict[str, str], new: dict[str, str]) -> str:

@@ -17,7 +17,9 @@ __all__ = ["Patience", "is_transient"]
 _STATES = ("08", "40", "53300", "57P", "55P03", "25P03")
 # MariaDB and MySQL: too many connections, shutdown, packets lost (115x, 116x), lock time-out, deadlock, interrupted,
 # NOWAIT, gone away, lost, out of sync; mariadb.com/kb/en/mariadb-error-code-reference.
-_CODES = frozenset({1040, 1053, 1158, 1159, 1160, 1161, 1205, 1213, 1317, 1927, 3572, 4031, 2002, 2003, 2006, 2013, 2014, 2055})
+_CODES = frozenset(
+    {1040, 1053, 1158, 1159, 1160, 1161, 1205, 1213, 1317, 1927, 3572, 4031, 2002, 2003, 2006, 2013, 2014, 2055}
+)
 # SQLITE_BUSY, SQLITE_LOCKED, SQLITE_IOERR_LOCK among others: the low byte says.
 _SQLITE = frozenset({5, 6})
 
@@ -55,7 +57,9 @@ class Patience:
     backoff and jitter", 2015: full jitter).
     """
 
-    def __init__(self, retries: int, pause: Callable[[float], None], *, chance: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self, retries: int, pause: Callable[[float], None], *, chance: Callable[[], float] = random.random
+    ) -> None:
         self.retries = retries
         self._pause = pause
         self._chance = chance

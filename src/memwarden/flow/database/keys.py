@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import datetime
+import datetime as dt
 import json
 import uuid
 from decimal import Decimal
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from memwarden.errors import KeyOrderError, StatementError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from memwarden.flow.database.statement import Keyset
 
@@ -22,13 +22,13 @@ Key = tuple[Any, ...]
 
 # What every database orders as Python does. Text is left out: its order is the collation's, and in many of them
 # (MariaDB's default) 'a' and 'A' are equal. UUIDs are left out: MariaDB orders them by their time.
-_AGREED = (int, Decimal, datetime.datetime, datetime.date)
+_AGREED = (int, Decimal, dt.datetime, dt.date)
 
-_READERS = {
+_READERS: dict[str, Callable[[str], Any]] = {
     "bytes": base64.b64decode,
-    "datetime": datetime.datetime.fromisoformat,
-    "date": datetime.date.fromisoformat,
-    "time": datetime.time.fromisoformat,
+    "datetime": dt.datetime.fromisoformat,
+    "date": dt.date.fromisoformat,
+    "time": dt.time.fromisoformat,
     "decimal": Decimal,
     "uuid": uuid.UUID,
 }
@@ -47,7 +47,7 @@ def _plain(value: Any) -> Any:
         return {"bytes": base64.b64encode(bytes(value)).decode()}
     if isinstance(value, uuid.UUID):  # asyncpg has a class of its own below it
         return {"uuid": str(value)}
-    for name, each in (("datetime", datetime.datetime), ("date", datetime.date), ("time", datetime.time)):
+    for name, each in (("datetime", dt.datetime), ("date", dt.date), ("time", dt.time)):
         if kind is each:
             return {name: value.isoformat()}
     if kind is Decimal:

@@ -22,6 +22,7 @@ from memwarden.flow.sizing import Sizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from typing import Self
 
     from sqlalchemy.engine import Connection, CursorResult, Engine, Row
 
@@ -201,12 +202,12 @@ class Reader:
     def _disarm(self) -> None:
         """Tell PyMySQL's and asyncmy's unbuffered result that there is no connection to read on from."""
         cursor, self._cursor = self._cursor, None
-        pending = getattr(getattr(cursor, "_cursor", cursor), "_result", None)
+        pending: Any = getattr(getattr(cursor, "_cursor", cursor), "_result", None)
         if hasattr(pending, "unbuffered_active"):
             pending.unbuffered_active = False
             pending.connection = None
 
-    def __enter__(self) -> Reader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -307,13 +308,13 @@ class Reader:
         """Fetch pages until a chunk is complete or the query has no more. The chunk, if there is one."""
         pager, sizer = self._pager, self._sizer
         while True:
-            page = result.fetchmany(min(pager.rows, cutter.room_rows))
+            page: Any = result.fetchmany(min(pager.rows, cutter.room_rows))
             if not page:
                 return None
             self._last = page[-1]
             size = sizer.page(page)
             pager.saw(len(page), size)
-            if cutter.take(page, size):  # type: ignore[arg-type]
+            if cutter.take(page, size):
                 chunk = cutter.complete()
                 if chunk is not None:
                     return chunk
@@ -394,14 +395,14 @@ class Reader:
         """Fetch a page: into the chunk where it fits whole, else to be looked at row by row. False at the end."""
         if self._stream is None:
             return False
-        page = self._stream.fetchmany(min(self._pager.rows, cutter.room_rows))
+        page: Any = self._stream.fetchmany(min(self._pager.rows, cutter.room_rows))
         if not page:
             self._stream.close()
             self._stream = None
             return False
         size = self._sizer.page(page)
         self._pager.saw(len(page), size)
-        if not cutter.take(page, size):  # type: ignore[arg-type]
+        if not cutter.take(page, size):
             self._surplus = iter(page)
         elif (chunk := cutter.complete()) is not None:
             self._ready.append(chunk)

@@ -172,7 +172,8 @@ class Loop:
             return
 
         async def together() -> list[Any]:
-            return await self._asyncio.gather(*(self._spawn(worker) for _ in range(count)), return_exceptions=True)
+            workers = (self._spawn(worker) for _ in range(count))
+            return list(await self._asyncio.gather(*workers, return_exceptions=True))
 
         for error in self._await(together()):
             if isinstance(error, BaseException):

@@ -75,7 +75,7 @@ class Keyset:
         self.tables = tables
         self.row_bytes = row_bytes
         self.statement = statement
-        self._columns = tuple(columns)
+        self.columns = tuple(columns)
         self._row_values = row_values
         self._pages: dict[tuple[bool, bool], Any] = {}
 
@@ -98,24 +98,24 @@ class Keyset:
             query = query.where(self._compare("low", ">"))
         if high:
             query = query.where(self._compare("high", "<="))
-        return query.order_by(None).order_by(*self._columns).limit(sa.bindparam("memwarden_limit", type_=sa.Integer()))
+        return query.order_by(None).order_by(*self.columns).limit(sa.bindparam("memwarden_limit", type_=sa.Integer()))
 
     def _compare(self, name: str, operator: str) -> Any:
-        marks = [sa.bindparam(f"memwarden_{name}_{i}", type_=c.type) for i, c in enumerate(self._columns)]
+        marks = [sa.bindparam(f"memwarden_{name}_{i}", type_=c.type) for i, c in enumerate(self.columns)]
         if len(marks) > 1 and self._row_values:
-            return sa.tuple_(*self._columns).op(operator, is_comparison=True)(sa.tuple_(*marks))
-        return _expanded(self._columns, marks, operator)
+            return sa.tuple_(*self.columns).op(operator, is_comparison=True)(sa.tuple_(*marks))
+        return _expanded(self.columns, marks, operator)
 
     def equal(self, key: Sequence[Any]) -> Any:
         """A query for at most two rows of exactly this key: two are one too many."""
         query = self.statement.order_by(None)
-        for column, value in zip(self._columns, key, strict=True):
+        for column, value in zip(self.columns, key, strict=True):
             query = query.where(column == sa.bindparam(None, value, type_=column.type, unique=True))
         return query.with_only_columns(sa.literal_column("1"), maintain_column_froms=True).limit(2)
 
     def null(self) -> Any:
         """A query for one row in which a part of the key is NULL."""
-        found = sa.or_(*(column.is_(None) for column in self._columns))
+        found = sa.or_(*(column.is_(None) for column in self.columns))
         query = self.statement.order_by(None).where(found)
         return query.with_only_columns(sa.literal_column("1"), maintain_column_froms=True).limit(1)
 
@@ -129,15 +129,15 @@ class Keyset:
 
     def bounds(self) -> Any:
         """A query for the least and the greatest value of a single key."""
-        (column,) = self._columns
+        (column,) = self.columns
         return self.statement.order_by(None).with_only_columns(
             sa.func.min(column), sa.func.max(column), maintain_column_froms=True
         )
 
     def at(self, rank: int) -> Any:
         """A query for the key of the row at this rank from 0: for cutting the key into ranges, and for nothing else."""
-        query = self.statement.with_only_columns(*self._columns, maintain_column_froms=True)
-        return query.order_by(None).order_by(*self._columns).limit(1).offset(rank)
+        query = self.statement.with_only_columns(*self.columns, maintain_column_froms=True)
+        return query.order_by(None).order_by(*self.columns).limit(1).offset(rank)
 
     def key_of(self, row: Sequence[Any]) -> tuple[Any, ...]:
         """The key of a row."""
@@ -194,10 +194,9 @@ def _is_closed(statement: Any) -> bool:
 
 
 def _select(statement: Any, dialect: Dialect, key: Any) -> Keyset:
-    if statement._limit_clause is not None or getattr(statement, "_fetch_clause", None) is not None:
-        raise _no_limit()
+    _refuse_limit(statement)
     selected = list(statement.selected_columns)
-    columns = _own_key(statement) if key is None else _given_key(statement, selected, key)
+    columns = _own_key(statement) if key is None else _given_key(selected, key)
     positions = [_position(column, selected) for column in columns]
     names = [_name(selected[position]) for position in positions]
     tables = _tables(statement)
@@ -218,8 +217,7 @@ def _compound(statement: Any, dialect: Dialect, key: Any) -> Keyset:
     if key is None:
         what = "a grouped, distinct or combined SELECT has no primary key"
         raise StatementError(what, where="statement", mend=_MEND_KEY)
-    if getattr(statement, "_limit_clause", None) is not None or getattr(statement, "_fetch_clause", None) is not None:
-        raise _no_limit()
+    _refuse_limit(statement)
     rows = statement.order_by(None).subquery(WRAPPED)
     selected = list(rows.c)
     columns = [_by_name(item, selected) for item in _names_of(key)]
@@ -257,8 +255,8 @@ def _text(statement: Any, dialect: Dialect, key: Any, resumable: bool | None) ->
     # On a line of its own, so that a comment at the end of the text does not take the bracket.
     inner = statement.text.strip().rstrip(";")
     source = sa.text(f"({inner}\n) AS {WRAPPED}")
-    source = source.bindparams(*statement._bindparams.values())
-    columns = [sa.literal_column(f"{WRAPPED}.{quote(name)}") for name in names]
+    source = source.bindparams(*vars(statement)["_bindparams"].values())
+    columns: list[Any] = [sa.literal_column(f"{WRAPPED}.{quote(name)}") for name in names]
     return Keyset(
         sa.select(sa.literal_column(f"{WRAPPED}.*")).select_from(source),
         columns,
@@ -270,6 +268,11 @@ def _text(statement: Any, dialect: Dialect, key: Any, resumable: bool | None) ->
         row_values=dialect.name in ROW_VALUES,
         row_bytes=None,
     )
+
+
+def _refuse_limit(statement: Any) -> None:
+    if any(getattr(statement, part, None) is not None for part in ("_limit_clause", "_fetch_clause")):
+        raise _no_limit()
 
 
 def _no_offset() -> StatementError:
@@ -298,7 +301,7 @@ def _own_key(statement: Any) -> list[Any]:
     return found
 
 
-def _given_key(statement: Any, selected: list[Any], key: Any) -> list[Any]:
+def _given_key(selected: list[Any], key: Any) -> list[Any]:
     """The key's columns as they can be compared: what a label stands for and not the label."""
     return [_inside(_by_name(item, selected) if isinstance(item, str) else _clause(item)) for item in _items(key)]
 
@@ -390,8 +393,7 @@ def _refuse_order(statement: Any, keyset: Keyset) -> None:
     if not wanted:
         return
     if len(wanted) <= len(keyset.names) and all(
-        _orders_by(item, column, name)
-        for item, column, name in zip(wanted, keyset._columns, keyset.names, strict=False)
+        _orders_by(item, column, name) for item, column, name in zip(wanted, keyset.columns, keyset.names, strict=False)
     ):
         return
     raise _conflict(", ".join(str(item) for item in wanted), keyset.names)
@@ -419,7 +421,7 @@ def _refuse_text_order(words: str, names: Sequence[str]) -> None:
     if found is None:
         return
     wanted = [re.sub(r"\s+ASC$", "", item.strip(" \n;"), flags=re.IGNORECASE) for item in found[1].split(",")]
-    plain = [item.rpartition(".")[2].strip("\"`") for item in wanted]
+    plain = [item.rpartition(".")[2].strip('"`') for item in wanted]
     if plain != list(names)[: len(plain)] or not all(_SIMPLE_NAME.fullmatch(item) for item in plain):
         raise _conflict(", ".join(wanted), names)
 
@@ -444,7 +446,7 @@ def _outer_words(text: str) -> str:
         elif found[0] == ")":
             depth = max(0, depth - 1)
         elif not depth:
-            kept.append(found[0] if found[0][0] in "\"`" else " ")
+            kept.append(found[0] if found[0][0] in '"`' else " ")
     if not depth:
         kept.append(text[last:])
     return "".join(kept)
