@@ -13,6 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, mapped_column
 
 from memwarden import flow
 from memwarden.errors import KeyOrderError, SourceError, StatementError
+from memwarden.flow.database.statement import Keyset, analyse
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -94,6 +95,27 @@ def test_composite_keys_with_ties_in_their_first_column(database: Database) -> N
     found = [tuple(row) for row in flow.scan(sa.select(table), database.engine, rows=7)]
     assert len(found) == 1500
     assert sorted(found) == sorted((row["day"], row["who"], row["number"]) for row in rows)
+
+
+def test_a_page_begins_at_its_place_in_the_index(database: Database) -> None:
+    """And does not walk there: what MariaDB does with (a, b) > (x, y), for which it gets another form."""
+    columns = (sa.Column(name, sa.Integer, primary_key=True, autoincrement=False) for name in "ab")
+    table = sa.Table("pair", sa.MetaData(), *columns)
+    database.fill(table, [{"a": n // 50, "b": n % 50} for n in range(5000)])
+    keyset = analyse(sa.select(table), database.engine.dialect)
+    assert isinstance(keyset, Keyset)
+    query, values = keyset.page((50, 7), None, 10)
+    shown = str(query.params(values).compile(database.engine, compile_kwargs={"literal_binds": True}))
+    if database.kind == "postgresql":
+        database.all("ANALYZE pair; SELECT 1")
+    word = "EXPLAIN QUERY PLAN" if database.kind == "sqlite" else "EXPLAIN"
+    plan = " ".join(str(row) for row in database.all(f"{word} {shown}"))
+    expected = {
+        "sqlite": "SEARCH pair USING",
+        "postgresql": "Index Cond: (ROW(a, b) > ROW(50, 7))",
+        "mariadb": "'range'",
+    }
+    assert expected[database.kind] in plan
 
 
 def test_texts_as_keys_follow_the_collation_of_the_database(database: Database) -> None:
