@@ -14,7 +14,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, mapped_column
 from memwarden.errors import StatementError
 from memwarden.flow.database.statement import Keyset, Stream, _outer_words, analyse
 
-DIALECTS: dict[str, Any] = {"sqlite": sqlite.dialect(), "postgresql": postgresql.dialect(), "mysql": mysql.dialect()}
+_KINDS: dict[str, Any] = {"sqlite": sqlite, "postgresql": postgresql, "mysql": mysql}
+DIALECTS = {name: module.dialect() for name, module in _KINDS.items()}
 META = sa.MetaData()
 T = sa.Table(
     "t",

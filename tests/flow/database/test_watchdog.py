@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -10,64 +11,66 @@ from memwarden.errors import ChunkTimeoutError
 from memwarden.flow.database.watchdog import Watchdog
 
 
-def _spin() -> None:
-    while True:
+def _spin_until(end_s: float) -> None:
+    while time.monotonic() < end_s:
         pass
 
 
 def test_it_ends_python_code_whatever_that_catches() -> None:
-    watchdog = Watchdog()
-    caught = []
-    with pytest.raises(ChunkTimeoutError, match="timeout_s: a chunk took longer than"), watchdog.limit(0.05):
+    watchdog = Watchdog(0.05)
+    caught: list[Exception] = []
+
+    def hide_everything(_: None) -> None:
         try:
-            _spin()
-        except Exception as error:  # a handler that hides everything
+            _spin_until(1e18)
+        except Exception as error:
             caught.append(error)
+
+    with pytest.raises(ChunkTimeoutError, match="timeout_s: a chunk took longer than"):
+        watchdog.run(hide_everything, None)
     assert caught == []
     watchdog.close()
 
 
 def test_what_ends_in_time_is_left_alone_and_the_thread_too() -> None:
-    watchdog = Watchdog()
+    watchdog = Watchdog(60.0)
     for _ in range(2000):
-        with watchdog.limit(60.0):
-            pass
+        watchdog.run(int, 5)
     watchdog.close()
     assert "memwarden-watchdog" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_at_the_very_end_it_is_one_or_the_other_and_never_later() -> None:
-    watchdog = Watchdog()
+    """Work of about the time that it has, again and again, so that both ends meet."""
+    watchdog = Watchdog(0.002)
     outcomes = set()
-    for turn in range(300):
+    for turn in range(400):
+        end = time.monotonic() + 0.0005 + (turn % 40) * 1e-4
         try:
-            with watchdog.limit(turn * 1e-6):
-                sum(range(50))
+            watchdog.run(_spin_until, end)
             outcomes.add("done")
         except ChunkTimeoutError:
             outcomes.add("ended")
         sum(range(500))  # where it would arrive if it came late
     watchdog.close()
-    assert "done" in outcomes
+    assert outcomes == {"done", "ended"}
 
 
 def test_each_thread_has_its_own_limit() -> None:
-    watchdog = Watchdog()
+    watchdog = Watchdog(0.2)
     ended: list[str] = []
 
-    def work(name: str, seconds: float) -> None:
+    def work(name: str) -> None:
         try:
-            with watchdog.limit(seconds):
-                if seconds < 1:
-                    _spin()
+            watchdog.run(_spin_until, 1e18 if name == "slow" else 0.0)
             ended.append(f"{name} done")
         except ChunkTimeoutError:
             ended.append(f"{name} ended")
 
-    threads = [threading.Thread(target=work, args=("a", 0.05)), threading.Thread(target=work, args=("b", 60.0))]
+    threads = [threading.Thread(target=work, args=(name,)) for name in ("slow", "quick")]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     watchdog.close()
-    assert sorted(ended) == ["a ended", "b done"]
+    assert sorted(ended) == ["quick done", "slow ended"]

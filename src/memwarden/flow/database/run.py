@@ -74,8 +74,7 @@ class Threads:
 
     def __init__(self, clock: Clock, timeout_s: float | None) -> None:
         self._clock = clock
-        self._timeout_s = timeout_s
-        self._watchdog = Watchdog()
+        self._watchdog = None if timeout_s is None else Watchdog(timeout_s)
         self._never = threading.Event()
 
     def pause(self, seconds: float) -> None:
@@ -84,11 +83,10 @@ class Threads:
 
     def call(self, work: Callable[[Batch], Any], batch: Batch) -> None:
         """Have the handler do a chunk. Raises ChunkTimeoutError."""
-        if self._timeout_s is None:
+        if self._watchdog is None:
             work(batch)
         else:
-            with self._watchdog.limit(self._timeout_s):
-                work(batch)
+            self._watchdog.run(work, batch)
 
     @staticmethod
     def shown(connection: Connection) -> Any:
@@ -119,7 +117,8 @@ class Threads:
 
     def close(self) -> None:
         """End its own thread."""
-        self._watchdog.close()
+        if self._watchdog is not None:
+            self._watchdog.close()
 
 
 class Loop:
