@@ -50,7 +50,7 @@ class _Limit:
 
 
 class Watchdog:
-    """So many seconds for each piece of work, in any number of threads. Its own thread runs from the first on; close it."""
+    """So many seconds for each piece of work, in any number of threads. Its thread runs from the first on; close it."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
