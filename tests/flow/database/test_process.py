@@ -174,6 +174,40 @@ def test_a_store_keeps_the_place_for_sinks_that_are_no_database(work: Work, tmp_
     assert not sa.inspect(work.engine).has_table("memwarden_checkpoints")
 
 
+def test_bad_rows_are_found_beside_a_store_too(work: Work, tmp_path: Path) -> None:
+    sent: list[int] = []
+
+    def send(chunk: Batch) -> None:
+        for row in chunk:
+            if row.id in (17, 500):
+                raise ValueError("bad")
+        sent.extend(row.id for row in chunk)
+
+    with Store(str(tmp_path)) as store:
+        done = flow.process(
+            work.statement, send, work.engine, name="s", checkpoint=store, on_error="bisect", retries=1,
+            clock=FakeClock(), rows=64,
+        )  # fmt: skip
+        assert [each.high for each in store.dead_letters("s")] == ["[500]", "[17]"]
+        assert store.checkpoints("s")[0].done
+    assert done.dead_rows == 2
+    assert sent == sorted(set(range(1000)) - {17, 500})
+
+
+def test_text_with_parameters_can_be_named(work: Work) -> None:
+    def copy(high: int, **options: Any) -> Any:
+        query = "SELECT id, body FROM source WHERE id < :high"
+        return flow.process(query, work.write, work.engine, name="t", key="id", parameters={"high": high}, **options)
+
+    assert copy(300, rows=100).rows == 300
+    assert copy(300).rows == 0
+    with pytest.raises(CheckpointError, match="parameters changed since this run began: high"):
+        copy(400)
+    with work.engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO source (id, body) VALUES (-5, 'before')")
+    assert work.written() == list(range(300))
+
+
 def test_another_statement_is_refused_with_the_reason(work: Work) -> None:
     def copy(statement: Any, **options: Any) -> Any:
         return flow.process(statement, work.write, work.engine, name="copy", **options)
@@ -501,6 +535,11 @@ def test_wrong_sources_get_one_clear_line(tmp_path: Path) -> None:
         process("SELECT 1", print, engine, parallel=2)
     with pytest.raises(ConfigError, match="parallel: each thread has a memory database of its own"):
         process(sa.select(table), print, engine, parallel=2)
+    file = sa.create_engine(f"sqlite:///{tmp_path}/rollback.db")
+    table.create(file)
+    with pytest.raises(ConfigError, match="snapshot: an open read keeps SQLite's writers waiting without WAL"):
+        process(sa.select(table), print, file, snapshot=True)
+    file.dispose()
     with pytest.raises(StatementError, match="after: what is read without a key has no position"):
         flow.scan("SELECT 1", engine, after=(1,))
     engine.dispose()

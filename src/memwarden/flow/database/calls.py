@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from memwarden.budget import Budget
@@ -127,6 +128,10 @@ class AsyncScan(Scan):
         async for chunk in self.chunks_async():
             for row in chunk:
                 yield row
+
+    def chunks(self) -> Generator[Batch, None, None]:
+        """Not here: `chunks_async`."""
+        raise TypeError("this scan is over an async engine: use `async for` and chunks_async()")
 
     async def chunks_async(self) -> AsyncGenerator[Batch, None]:
         """Chunk by chunk."""
@@ -290,7 +295,7 @@ def _process(options: dict[str, Any], source: Engine, into: Engine, place: Threa
     _one_of(options["on_error"], ON_ERROR, "on_error")
     _one_of(options["by"], ("chunk", "row"), "by")
     plan = analyse(options["statement"], source.dialect, key=options["key"], resumable=options["resumable"])
-    _refuse(plan, source, options, parallel)
+    _refuse(plan, source, into, options, parallel)
     patience = Patience(_whole(options["retries"], "retries", least=0), place.pause)
     share = max(1, _limit_of(options["budget"]) // parallel)
     salt = name or str(options["statement"])
@@ -319,11 +324,8 @@ def _process(options: dict[str, Any], source: Engine, into: Engine, place: Threa
         max_results=_whole(options["max_results"], "max_results", least=0), collect=options["collect"], clock=clock,
     )  # fmt: skip
     try:
-        if bar is not None:
-            with bar:
-                place.run(run.work, min(parallel, max(1, len(run_parts))))
-        else:
-            place.run(run.work, min(parallel, max(1, len(run_parts))))
+        with bar if bar is not None else nullcontext():
+            place.run(run.work, min(parallel, max(1, len(run_parts))), run.stop)
     finally:
         if account is not None:
             account.close()
@@ -391,7 +393,7 @@ def _total(plan: Keyset | Stream, reader: Reader, options: dict[str, Any]) -> in
     return int(reader.first(plan.count())[0])
 
 
-def _refuse(plan: Keyset | Stream, source: Engine, options: dict[str, Any], parallel: int) -> None:
+def _refuse(plan: Keyset | Stream, source: Engine, into: Engine, options: dict[str, Any], parallel: int) -> None:
     if not isinstance(plan, Keyset):
         if options["name"] is not None:
             raise CheckpointError(
@@ -401,6 +403,11 @@ def _refuse(plan: Keyset | Stream, source: Engine, options: dict[str, Any], para
             raise ConfigError("needs a key to cut into ranges", where="parallel", mend="pass key=, or parallel=1")
     if options["snapshot"] and parallel > 1:
         raise ConfigError("several connections share no snapshot", where="snapshot", mend="leave out one of the two")
+    if options["snapshot"] and source.dialect.name == "sqlite" and into is source:
+        with source.connect() as connection:
+            if connection.exec_driver_sql("PRAGMA journal_mode").scalar() != "wal":
+                what = "an open read keeps SQLite's writers waiting without WAL"
+                raise ConfigError(what, where="snapshot", mend="PRAGMA journal_mode = WAL, or leave it out")
     in_memory = source.dialect.name == "sqlite" and (source.url.database or ":memory:") == ":memory:"
     if in_memory and parallel > 1:
         raise ConfigError("each thread has a memory database of its own", where="parallel", mend="use a file")

@@ -197,7 +197,7 @@ def describe(plan: Keyset, connection: Connection, parameters: Mapping[str, Any]
             "statement": _digest(str(compiled)),
             "parameters": {name: _digest(repr(values[name])) for name in sorted(values)},
             "key": list(plan.names),
-            "columns": _columns(plan, connection),
+            "columns": _columns(plan, connection, parameters or {}),
         },
         sort_keys=True,
     )
@@ -207,11 +207,11 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _columns(plan: Keyset, connection: Connection) -> dict[str, str]:
+def _columns(plan: Keyset, connection: Connection, parameters: Mapping[str, Any]) -> dict[str, str]:
     """The columns that the statement uses, with their types as the database has them now."""
     if not plan.tables:
         query, values = plan.page(None, None, 0)
-        result = connection.execute(query, {**values})
+        result = connection.execute(query, {**parameters, **values})
         described = getattr(result.cursor, "description", None) or ()
         result.close()
         return {str(each[0]): str(each[1]) for each in described}

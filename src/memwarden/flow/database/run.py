@@ -11,7 +11,7 @@ from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from memwarden.errors import CheckpointError, ChunkError
+from memwarden.errors import CheckpointError, ChunkError, StoreError
 from memwarden.facts import Fact
 from memwarden.flow.database import keys
 from memwarden.flow.database.faults import is_transient
@@ -61,7 +61,8 @@ class Processed(Fact):
 class _GivenUpError(Exception):
     """A chunk failed, and was tried as often as it may be."""
 
-    def __init__(self, error: Exception, attempts: int, *, lost: bool) -> None:
+    def __init__(self, error: Exception, attempts: int, part: Checkpoint, *, lost: bool) -> None:
+        self.part = part  # as it is written down by now
         self.error = error
         self.attempts = attempts
         self.lost = lost  # the database went away: no row is to blame
@@ -94,8 +95,11 @@ class Threads:
         return connection
 
     @staticmethod
-    def run(worker: Callable[[], None], count: int) -> None:
-        """Run so many workers to their end; the first error is raised when all have ended."""
+    def run(worker: Callable[[], None], count: int, stop: threading.Event) -> None:
+        """Run so many workers to their end; the first error is raised when all have ended.
+
+        Where the caller's thread is interrupted, they end behind their present chunks.
+        """
         if count == 1:
             worker()
             return
@@ -110,8 +114,14 @@ class Threads:
         threads = [threading.Thread(target=guarded, name=f"memwarden-chunks-{number}") for number in range(count)]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        try:
+            for thread in threads:
+                thread.join()
+        except BaseException:
+            stop.set()
+            for thread in threads:
+                thread.join()
+            raise
         if errors:
             raise errors[0]
 
@@ -164,7 +174,7 @@ class Loop:
 
         return AsyncConnection(self._engine, connection)
 
-    def run(self, worker: Callable[[], None], count: int) -> None:
+    def run(self, worker: Callable[[], None], count: int, _stop: threading.Event) -> None:
         """Run so many workers to their end; the first error is raised when all have ended."""
         if count == 1:
             worker()
@@ -251,13 +261,13 @@ class Run:
         self._parts = deque(parts)
         self._patience, self._tally, self._clock = patience, tally, clock
         self._on_error, self._error_callback, self._most_dead = on_error, error_callback, most_dead
-        self._stop = threading.Event()
+        self.stop = threading.Event()
         self.dead: list[DeadLetter] = []
 
     def work(self) -> None:
         """One worker: part after part, until there is none or somebody failed."""
         try:
-            while not self._stop.is_set():
+            while not self.stop.is_set():
                 try:
                     part = self._parts.popleft()
                 except IndexError:
@@ -269,12 +279,12 @@ class Run:
                     finally:
                         transaction.drop()
         except BaseException:
-            self._stop.set()
+            self.stop.set()
             raise
 
     def _part(self, part: Checkpoint, reader: Reader, transaction: _Transaction) -> None:
         position, high = keys.decode(part.position or part.low), keys.decode(part.high)
-        while not self._stop.is_set():
+        while not self.stop.is_set():
             batch = self._again(part, position, reader) if part.pending else reader.read(position, high)
             if batch is None and part.pending:  # all of its rows are gone
                 part = part.replace(pending=None)
@@ -321,6 +331,7 @@ class Run:
                 part = self._try(piece, part, transaction, halved=piece is not batch)
                 self._tally.done(len(piece), piece.bytes)
             except _GivenUpError as failure:
+                part = failure.part
                 if self._on_error == "bisect" and len(piece) > 1 and not failure.lost:
                     middle = len(piece) // 2
                     pieces += [piece.part(middle, len(piece)), piece.part(0, middle)]
@@ -333,16 +344,17 @@ class Run:
         while True:
             attempt += 1
             piece.attempt = attempt
+            part = self._announce(piece, part)
             try:
                 found = self._landed(piece, part) if lost else None
                 return found or self._once(piece, part, transaction)
-            except CheckpointError:
+            except (CheckpointError, StoreError):
                 raise
             except Exception as error:
                 lost = is_transient(error)
                 retried = lost or (self._on_error != "stop" and not halved)
                 if attempt > (self._patience.retries if retried else 0):
-                    raise _GivenUpError(error, attempt, lost=lost) from error
+                    raise _GivenUpError(error, attempt, part, lost=lost) from error
             self._tally.retry()
             self._patience.wait(attempt)
 
@@ -351,9 +363,6 @@ class Run:
         after = part.replace(
             position=keys.encode(piece.high), pending=None, rows=part.rows + len(piece), bytes=part.bytes + piece.bytes
         )
-        if ledger is not None and not ledger.in_transaction:
-            part = self._announce(piece, part)
-            after = after.replace(version=part.version)
         try:
             if self._place.eager:
                 transaction.open()
@@ -373,11 +382,10 @@ class Run:
 
     def _announce(self, piece: Batch, part: Checkpoint) -> Checkpoint:
         """Write down what is handed out before it is: after a kill it is this again, and not other rows."""
-        if self._ledger is None:
+        if self._ledger is None or self._ledger.in_transaction:
             return part
         pending = f"{piece.id} {keys.encode(piece.high)}"
-        found = self._ledger.load(part.name)[part.part] if piece.attempt > 1 else part
-        return found if found.pending == pending else self._ledger.write(part.replace(pending=pending), None)
+        return part if part.pending == pending else self._ledger.write(part.replace(pending=pending), None)
 
     def _landed(self, piece: Batch, part: Checkpoint) -> Checkpoint | None:
         """The checkpoint behind the chunk, where the connection was lost after its commit and not before."""
@@ -409,7 +417,6 @@ class Run:
         after = part.replace(position=keys.encode(piece.high), pending=None)
         if not self._ledger.in_transaction:
             self._ledger.bury(letter, None)
-            after = after.replace(version=self._ledger.load(part.name)[part.part].version)
             return self._ledger.write(after, None)
         try:
             self._ledger.bury(letter, transaction.open())
@@ -421,8 +428,10 @@ class Run:
         return after
 
     def _raise(self, piece: Batch, failure: _GivenUpError, what: str, mend: str | None) -> None:
-        if self._on_error != "stop" and mend is None:
-            mend = 'on_error="bisect" finds the bad row and goes on' if self._on_error == "retry" else None
+        if mend is None and failure.lost:
+            mend = "see that the database can be reached, and start it again"
+        elif mend is None and self._on_error == "retry":
+            mend = 'on_error="bisect" finds the bad row and goes on'
         raise ChunkError(
             what, chunk=piece.id, low=piece.low, high=piece.high, rows=len(piece), attempts=failure.attempts, mend=mend
         ) from failure.error
