@@ -12,7 +12,7 @@ setup(
             optional=True,
             extra_compile_args=["-O2", "-std=c11"],
         )
-        for name in ("_reader", "_sizes")
+        for name in ("_reader", "_sizes", "_heap")
     ]
     if sys.platform.startswith("linux")
     else []

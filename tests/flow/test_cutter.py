@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memwarden.errors import ConfigError, OversizeError
+from memwarden.errors import ConfigError, OversizeError, ReleasedError
 from memwarden.facts import Level
-from memwarden.flow.cutter import Chunk, Cutter, Expansion, Pager, cut, target_of, target_under
+from memwarden.flow.cutter import Chunk, Cutter, Expansion, Pager, cut, page_cap, target_of, target_under
 from memwarden.testing import pressure
 
 MIB = 1 << 20
@@ -169,3 +169,35 @@ def test_expansion_rises_at_once_falls_slowly_and_is_bounded() -> None:
     for _ in range(50):
         expansion.saw(MIB, -MIB)
     assert expansion.factor == pytest.approx(1.0, abs=0.01)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.integers(1, 300)), max_size=60), st.integers(1, 400), st.integers(1, 80)
+)
+def test_batches_count_by_their_rows(batches: list[tuple[int, int]], target: int, cap: int) -> None:
+    cutter, done = Cutter(target, rows=cap), list[Chunk[Any]]()
+    for place, (rows, size) in enumerate(batches):
+        done += cutter.push(place, size, rows=rows)
+    last = cutter.flush()
+    done += [] if last is None else [last]
+    assert [place for chunk in done for place in chunk] == list(range(len(batches)))
+    after = 0
+    for chunk in done:
+        assert (chunk.cut.first, chunk.cut.rows) == (after, sum(batches[place][0] for place in chunk))
+        after = chunk.cut.last + 1
+        assert chunk.cut.rows <= cap or len(chunk) == 1
+        assert chunk.cut.bytes <= target or len(chunk) == 1
+
+
+def test_a_page_may_be_larger_where_the_chunk_has_room() -> None:
+    assert page_cap(0) == page_cap(8 * MIB) == 32
+    assert page_cap(32 * MIB) == 128
+    assert page_cap(1 << 40) == 1024
+
+
+def test_a_released_chunk_is_released_once() -> None:
+    (chunk,) = cut([("a", 1)], 10)
+    chunk.release()
+    chunk.release()
+    with pytest.raises(ReleasedError):
+        list(chunk)

@@ -321,6 +321,20 @@ def test_wrong_settings_are_named(handler: Any, options: dict[str, Any], message
         flow.chunks(range(10)).map(handler, **options)
 
 
+class Later:
+    """Awaited, and nobody can tell before it is called."""
+
+    async def __call__(self, chunk: list[int]) -> int:
+        return sum(chunk)
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_a_coroutine_handler_in_a_plain_loop_says_what_to_write(parallel: int) -> None:
+    with pytest.raises(ConfigError, match="the handler is a coroutine function; write `async for`"):
+        list(flow.chunks(range(10), parallel=parallel).map(Later()))
+    assert run(flow.chunks(range(10), rows=5, parallel=parallel).map(Later()), asynchronous=True) == [10, 35]
+
+
 def test_processes_in_an_asynchronous_loop_are_refused() -> None:
     with pytest.raises(ConfigError, match="processes need a plain loop"):
         run(flow.chunks(range(10), processes=True).map(sum), asynchronous=True)

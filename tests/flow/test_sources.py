@@ -253,6 +253,11 @@ def test_query_sets_of_django(table: Path) -> None:
     assert [(note.id, note.body) for note in rows_of(found, budget="1M")] == EXPECTED
     assert found._result_cache is None  # iterating it would have kept every row there
     assert rows_of(found.values_list("id", flat=True)) == [n for n, _ in EXPECTED]
+
+    async def awaited() -> list[Any]:
+        return [note.id async for chunk in flow.chunks(found, rows=500) for note in chunk]
+
+    assert asyncio.run(awaited()) == [n for n, _ in EXPECTED]
     connection.close()
 
 

@@ -51,6 +51,7 @@ THIRD_PARTIES = {
     "memwarden.flow.database.reader": {"sqlalchemy"},
     "memwarden.flow.database.run": {"sqlalchemy"},
     "memwarden.flow.database.statement": {"sqlalchemy"},
+    "memwarden.flow.arrow": {"pyarrow"},
 }
 
 

@@ -4,15 +4,18 @@ One chunk is alive at a time: when the next one is asked for, the rows of the ol
 fetched, although the loop variable still refers to the chunk. So take what you need from a chunk inside of the loop;
 reading it later is a ReleasedError. `keep=True` leaves chunks alone, and then what you keep is your own account.
 
-Beside the chunk there is one page of at most `page_rows` rows, whose width is unknown before it is fetched.
+Beside the chunk there is one page of rows, whose width is unknown before it is fetched: 32 rows, or as many as would
+fit into what the chunk has left if each had 256 KiB.
 """
 
 from __future__ import annotations
 
+from memwarden.budget import Budget
 from memwarden.errors import ConfigError, FlowError, SourceError
-from memwarden.flow.cutter import PAGE_ROWS, Chunk
+from memwarden.flow.cutter import PAGE_ROWS, Chunk, Cutter
 from memwarden.flow.filling import Filler
 from memwarden.flow.holding import DEFAULT_BUDGET, Holding
+from memwarden.flow.holes import Holes
 from memwarden.flow.sources import Share, open_async, open_sync
 from memwarden.units import MIB, parse_duration
 
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
     from typing import Any
 
-    from memwarden.budget import Budget
     from memwarden.flow.mapping import DeadLetter, Mapped
     from memwarden.flow.sources import AsyncReader, Reader
     from memwarden.ports import Clock, Pressure
@@ -37,9 +39,9 @@ MOST_FAILURES = 100
 class Chunks:
     """What `chunks` gives: iterate over it, with `for` or `async for`, or `map` a handler over it.
 
-    `cut` is the record of the chunk handed out last, `rows` how many rows were handed out, `skipped` how many were
-    above the target and left out, `dead` what was given up under on_error="continue". Each iteration is a run of its
-    own over the source; a generator or cursor has only one in it.
+    `rows` says how many rows the last run handed out, `skipped` how many were above the target and left out, `dead`
+    what was given up under on_error. Each iteration is a run of its own over the source; a generator or cursor has
+    only one in it.
     """
 
     def __init__(self, source: Any, settings: dict[str, Any]) -> None:
@@ -113,7 +115,7 @@ class _Run:
         on_error: tuple[str, ...],
         retries: int,
         backoff_s: float,
-        page_rows: int,
+        page_rows: int | None,
         whole_pages: bool,
         pressure: Pressure | None,
         patience_s: float,
@@ -136,13 +138,14 @@ class _Run:
         self._dead = dead
         self._cache = cache
         self.handed_over = False
+        self._holes = Holes()
         self._keep = keep
         self._token = token
         self._skip = 0
         self._on_error = on_error
         self._retries = retries
         self._backoff_s = backoff_s
-        self._options = {**options, "page_rows": page_rows}
+        self._options = {**options, "page_rows": page_rows or PAGE_ROWS}
         self._share = Share(rows or 1 << 30, min(_PIECE_BYTES, max(1, int(self.holding.target() * _PIECE_SHARE))))
         self._now = self.holding.clock.monotonic
         self._over = False
@@ -182,7 +185,7 @@ class _Run:
         reserved = self.holding.reserve()
         chunk = None
         try:
-            self.filler.aim(reserved)
+            self._begin(reserved)
             while not self.filler.ready and not self._over:
                 self._read(reader)
             chunk = self._next_ready()
@@ -190,12 +193,16 @@ class _Run:
             self.holding.settle(chunk, reserved)
         return chunk
 
+    def _begin(self, target_bytes: int) -> None:
+        self.filler.aim(target_bytes)
+        self._holes.begin()
+
     def _read(self, reader: Reader) -> None:
         page: list[Any] = []
         start = self._now()
         more = failed = False
         try:
-            more = reader.read(self.filler.wanted_rows, page)
+            more = reader.read(self.filler.wanted_rows(), page)
         except Exception as error:  # noqa: BLE001  a source may raise anything; what came before it counts
             failed = True
             more, pause_s = self._failed(error, len(page), reader)
@@ -203,7 +210,6 @@ class _Run:
         self._took(page, start, reader, more=more, failed=failed)
 
     def _took(self, page: list[Any], start: float, reader: Any, *, more: bool, failed: bool) -> None:
-        survives, batches = getattr(reader, "survives", False), getattr(reader, "batches", False)
         now = self._now()
         if self._skip:
             self._skipped(page)
@@ -211,10 +217,11 @@ class _Run:
             if not failed:
                 self._failures, self._last = 0, None
             try:
-                self.filler.feed(page, batches=batches, now=now, took_s=now - start)
+                self.filler.feed(page, batches=reader.batches, now=now, took_s=now - start)
+                self._holes.grew(self.filler.cutter.bytes, self.filler.cutter.target_bytes)
             except FlowError as error:  # an oversize row: what is before it comes first
                 self._error, more = error, False
-        elif not more and not failed and not survives and self._last is not None and self._error is None:
+        elif not more and not failed and not reader.survives and self._last is not None and self._error is None:
             self._fail(self._last)  # asked again, it said that it had ended: a generator that raised is over
         if not more:
             self._over = True
@@ -244,7 +251,7 @@ class _Run:
 
             first, last = row, row
             if hasattr(reader, "skip"):
-                if (skipped := reader.skip(self.filler.wanted_rows)) is None:
+                if (skipped := reader.skip(self.filler.wanted_rows())) is None:
                     self._fail(error, came)
                     return False, 0.0
                 first, last = skipped
@@ -332,7 +339,7 @@ class _Run:
         reserved = await self.holding.reserve_async()
         chunk = None
         try:
-            self.filler.aim(reserved)
+            self._begin(reserved)
             while not self.filler.ready and not self._over:
                 await self._read_async(reader)
             chunk = self._next_ready()
@@ -345,7 +352,7 @@ class _Run:
         start = self._now()
         more = failed = False
         try:
-            more = await reader.read(self.filler.wanted_rows, page)
+            more = await reader.read(self.filler.wanted_rows(), page)
         except Exception as error:  # noqa: BLE001  a source may raise anything; what came before it counts
             failed = True
             more, pause_s = self._failed(error, len(page), reader)
@@ -452,7 +459,7 @@ def chunks(
     cache: Any = None,
     oversize: str = "pass",
     keep: bool = False,
-    page_rows: int = PAGE_ROWS,
+    page_rows: int | None = None,
     whole_pages: bool = False,
     pressure: Pressure | None = None,
     patience: float | str = 60.0,
@@ -474,8 +481,8 @@ def chunks(
 
     `on_error` of the source: "stop" (a SourceError behind the chunk of what came before), "retry" (ask again up to
     `retries` times, waiting `backoff` seconds and twice as long each time), "continue" (leave the row out; `dead`
-    says which). Fetch pages grow from one row to `page_rows`, or have that size from the first on (`whole_pages`).
-    For a handler see `map`. `cache` (a mapping, or a `flow.Cache`) keeps the chunks for the next run.
+    says which). For a handler see `map`. `cache` (a mapping, or a `flow.Cache`) keeps the chunks for the next run.
+    Fetch pages grow from one row to `page_rows` (None: as the chunk has room; `whole_pages`: from the first one on).
 
     Raises ConfigError on wrong settings; while iterating SourceError, OversizeError, MemoryPressureError (after
     `patience` seconds in which the shared budget had no room).
@@ -484,7 +491,11 @@ def chunks(
     check_policies(policies)
     for value, where, least in ((prefetch, "prefetch", 0), (parallel, "parallel", 1), (retries, "retries", 0)):
         check_count(value, where, least)
-    check_count(page_rows, "page_rows", 1)
+    if page_rows is not None:
+        check_count(page_rows, "page_rows", 1)
+    Cutter(1, rows=rows, oversize=oversize)  # says what is wrong where it was written, not where it is iterated
+    if not isinstance(budget, Budget):
+        Budget(budget)
     backoff_s = parse_duration(backoff, where="backoff")
     run = {
         "budget": budget,

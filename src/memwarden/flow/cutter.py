@@ -25,11 +25,15 @@ if TYPE_CHECKING:
 else:
     T = Any = object  # typing is not imported here; list[object] is a list
 
-__all__ = ["Chunk", "Cut", "Cutter", "Expansion", "Pager", "cut", "target_of", "target_under"]
+__all__ = ["Chunk", "Cut", "Cutter", "Expansion", "Pager", "cut", "page_cap", "target_of", "target_under"]
 
 # Row caps of a fetch page. On rows that vary 100x a cap of 256 let a 32 MiB cut peak at 50 MiB, a cap of 32 at 43, and
 # 1 to 8 cost up to a third of the speed for 1 MiB less (60,000 rows over SQLite).
 PAGE_ROWS = 32
+# Where the chunk has room, a page may have as many rows as would fit there if each were so wide (and MOST_PAGE_ROWS):
+# narrow rows, whose chunks end by their number with nearly all of the target free, come in fewer pages that way.
+ROOM_PER_ROW_BYTES = 256 * KIB
+MOST_PAGE_ROWS = 1024
 # A page may be this part of the target before it is halved: its error is one page.
 PAGE_SHARE = 1 / 16
 # A chunk takes at most this part of the headroom: others of this process are filling theirs.
@@ -162,6 +166,11 @@ class Cutter:
         """How many rows this chunk may still take before the cap of rows."""
         return self._cap - self._rows
 
+    @property
+    def room_bytes(self) -> int:
+        """How many bytes this chunk may still take before its target."""
+        return self.target_bytes - self._bytes
+
     def due(self, now: float) -> bool:
         """Whether the chunk is old enough to be closed, rows or none coming."""
         return bool(self._items) and self._seconds is not None and now - self._since >= self._seconds
@@ -240,6 +249,11 @@ class Cutter:
         self._number += 1
         self._start()
         return chunk
+
+
+def page_cap(room_bytes: int) -> int:
+    """Rows of the next page at most, where the chunk has so much room."""
+    return min(MOST_PAGE_ROWS, max(PAGE_ROWS, room_bytes // ROOM_PER_ROW_BYTES))
 
 
 class Pager:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from memwarden.flow.cutter import Cutter, Pager
+from memwarden.flow.cutter import MOST_PAGE_ROWS, PAGE_ROWS, PAGE_SHARE, Cutter, Pager, page_cap
 from memwarden.flow.sizing import Sizer
 
 TYPE_CHECKING = False
@@ -31,26 +31,32 @@ class Filler:
         rows: int | None,
         seconds: float | None,
         oversize: str,
-        page_rows: int,
-        whole_pages: bool,
-        sizer: Sizer | None = None,
+        page_rows: int | None = None,
+        whole_pages: bool = False,
     ) -> None:
         self.cutter = Cutter(1, rows=rows, seconds=seconds, oversize=oversize)
         self.ready: deque[Chunk[Any]] = deque()
-        self._pager = Pager(1, most_rows=page_rows, seconds=None if seconds is None else seconds * _PAGE_SECONDS)
-        self._sizer = sizer or Sizer()
-        if whole_pages:
-            self._pager = Pager(1, most_rows=page_rows, share=_WHOLE_SHARE)
+        self._fixed = page_rows is not None
+        self._pager = Pager(
+            1,
+            most_rows=MOST_PAGE_ROWS if page_rows is None else page_rows,
+            seconds=None if seconds is None else seconds * _PAGE_SECONDS,
+            share=_WHOLE_SHARE if whole_pages else PAGE_SHARE,
+        )
+        if whole_pages and page_rows is not None:
             self._pager.rows = page_rows
+        self._sizer = Sizer()
 
     def aim(self, target_bytes: int) -> None:
         """The target of the chunk that is filled now."""
         self.cutter.target_bytes = self._pager.target_bytes = target_bytes
 
-    @property
     def wanted_rows(self) -> int:
         """How many rows the next page should have."""
-        return min(self._pager.rows, self.cutter.room_rows)
+        cutter = self.cutter
+        rows, room = self._pager.rows, cutter.room_rows
+        rows = min(rows, room)
+        return rows if rows <= PAGE_ROWS or self._fixed else min(rows, page_cap(cutter.room_bytes))
 
     def feed(self, page: list[Any], *, batches: bool, now: float, took_s: float) -> None:
         """A page came. Its list is emptied: the chunks hold the rows now. Raises OversizeError."""

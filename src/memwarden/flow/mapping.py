@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from memwarden.errors import ConfigError, HandlerError
+from memwarden.errors import ConfigError, HandlerError, MemwardenError
 from memwarden.facts import Fact
 from memwarden.flow.cutter import Chunk
 
@@ -128,6 +128,10 @@ class _Policy:
                 answer = (self.handler(value), None)
             except Exception as error:  # noqa: BLE001  a handler may raise anything; the policies decide
                 answer = (None, error)
+            if hasattr(answer[0], "__await__"):
+                if hasattr(answer[0], "close"):
+                    answer[0].close()
+                raise ConfigError("the handler is a coroutine function", where="map", mend="write `async for` over it")
 
     async def awaited(self, chunk: Chunk[Any]) -> tuple[list[Any], list[DeadLetter]]:
         """The same for a coroutine function, or a function called in a thread."""
@@ -149,7 +153,8 @@ class _Policy:
                 if asyncio.iscoroutinefunction(self.handler):
                     answer = (await self.handler(value), None)
                 else:
-                    answer = (await asyncio.to_thread(self.handler, value), None)
+                    result = await asyncio.to_thread(self.handler, value)
+                    answer = (await result if hasattr(result, "__await__") else result, None)
             except Exception as error:  # noqa: BLE001  as above
                 answer = (None, error)
 
@@ -287,7 +292,7 @@ class Mapped:
                 future, cut = pending.popleft()
                 try:
                     results, letters = future.result()
-                except HandlerError as error:
+                except MemwardenError as error:
                     failed, more = failed or error, False
                 except Exception as error:  # noqa: BLE001  of the executor, not of the handler
                     failed, more = failed or _lost(cut, error), False

@@ -41,6 +41,7 @@ class Pages:
 class _Pages:
     """Reads pages. A failed fetch left it where it was."""
 
+    batches = False
     survives = True
 
     def __init__(self, pages: Pages) -> None:

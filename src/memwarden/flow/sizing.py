@@ -19,7 +19,7 @@ from sys import getsizeof
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from collections.abc import Set as AbstractSet
     from typing import Any
 
@@ -61,10 +61,14 @@ def pure_table_sum(rows: list[Any], flat: AbstractSet[type]) -> int:
     return -1
 
 
+flat_sum: Callable[[Iterable[object], AbstractSet[type]], int] = pure_flat_sum
+table_sum: Callable[[list[Any], AbstractSet[type]], int] = pure_table_sum
 try:
-    from memwarden._native._sizes import flat_sum, table_sum
+    from memwarden._native import _sizes
 except ImportError:
-    flat_sum, table_sum = pure_flat_sum, pure_table_sum
+    pass  # not built: the pure ones serve
+else:
+    flat_sum, table_sum = _sizes.flat_sum, _sizes.table_sum
 
 
 def _foreign(*names: str) -> frozenset[tuple[str, str]]:
@@ -223,6 +227,13 @@ class Sizer:
 
     def __init__(self) -> None:
         self._ways: dict[type, Callable[[Any], int]] = {}
+        self._kind: type = tuple  # of rows that were a table last
+
+    def _is_table(self, kind: type) -> bool:
+        if kind is not tuple and not _is_row(kind):
+            return False
+        self._kind = kind
+        return True
 
     def __call__(self, row: Any) -> int:
         """The bytes of one row."""
@@ -240,7 +251,7 @@ class Sizer:
         """The bytes of each row."""
         return list(map(self, rows))
 
-    def page(self, rows: list[Any]) -> int:
+    def page(self, rows: Sequence[Any]) -> int:
         """The bytes of all rows together: much faster than one by one where their values are flat."""
         if not rows:
             return 0
@@ -249,8 +260,8 @@ class Sizer:
             total = flat_sum(rows, _FLAT)
             if total >= 0:
                 return total
-        elif kind is tuple or _is_row(kind):
-            total = table_sum(rows, _FLAT)
+        elif kind is self._kind or self._is_table(kind):
+            total = table_sum(rows if type(rows) is list else list(rows), _FLAT)
             if total >= 0:
                 return total + len(rows) * _around(rows[0])
         return sum(map(self, rows))

@@ -30,7 +30,10 @@ _SUFFIXES = {
 
 
 class Reader(Protocol):
-    """Pages of rows."""
+    """Pages of rows. `batches`: they are record batches. `survives`: a read that failed may be tried again."""
+
+    batches: bool
+    survives: bool
 
     def read(self, rows: int, into: list[Any]) -> bool:
         """Append up to so many rows; false where the source has ended. What was appended before an error counts."""
@@ -42,6 +45,9 @@ class Reader(Protocol):
 class AsyncReader(Protocol):
     """The same, awaited."""
 
+    batches: bool
+    survives: bool
+
     async def read(self, rows: int, into: list[Any]) -> bool:
         """As `Reader.read`."""
 
@@ -52,16 +58,14 @@ class AsyncReader(Protocol):
 class _Iterable:
     """An iterator; closed where it can be (generators, files). Record batches are told by the first one."""
 
+    survives = False
+
     def __init__(self, iterator: Iterator[Any], share: Share, *closing: Callable[[], object]) -> None:
         self._iterator = iterator
         self._share: Share | None = share
         self._closing = closing
         self._batches: _Batches | None = None
-
-    @property
-    def batches(self) -> bool:
-        """Whether what it reads are record batches."""
-        return self._batches is not None
+        self.batches = False
 
     def read(self, rows: int, into: list[Any]) -> bool:
         if self._batches is not None:
@@ -70,7 +74,7 @@ class _Iterable:
         into.extend(islice(self._iterator, rows))  # what came before an error stays in the list
         if self._share is not None and len(into) > before:
             if hasattr(into[before], "num_rows") and hasattr(into[before], "slice"):
-                self._batches = _Batches(self._iterator, self._share)
+                self._batches, self.batches = _Batches(self._iterator, self._share), True
                 into[before:] = self._batches.pieces(into[before:])
             self._share = None
         return len(into) - before == rows or self._batches is not None
@@ -87,6 +91,9 @@ class _Iterable:
 
 class _Fetching:
     """A cursor or a result: anything with fetchmany."""
+
+    survives = False
+    batches = False
 
     def __init__(self, cursor: Any) -> None:
         self._cursor = cursor
@@ -109,6 +116,7 @@ class Share(namedtuple("Share", "rows bytes")):  # noqa: PYI024  typing is not i
 class _Batches:
     """Arrow record batches, sliced without a copy into pieces."""
 
+    survives = False
     batches = True
 
     def __init__(self, source: Any, share: Share) -> None:
@@ -142,6 +150,9 @@ class _Batches:
 class _AsyncIterable:
     """An asynchronous iterator; closed where it can be."""
 
+    survives = False
+    batches = False
+
     def __init__(self, iterator: AsyncIterator[Any]) -> None:
         self._iterator = iterator
 
@@ -162,6 +173,9 @@ class _AsyncIterable:
 class _AsyncFetching:
     """An asynchronous cursor or result; some of them close without being awaited."""
 
+    survives = False
+    batches = False
+
     def __init__(self, cursor: Any) -> None:
         self._cursor = cursor
 
@@ -181,13 +195,17 @@ class _AsyncFetching:
 class _InAsync:
     """A plain source under an asynchronous loop: read in place, page by page; other tasks have their turn between."""
 
+    survives = False
+
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
+        self.batches = reader.batches
 
     async def read(self, rows: int, into: list[Any]) -> bool:
         import asyncio
 
         more = self._reader.read(rows, into)
+        self.batches = self._reader.batches
         await asyncio.sleep(0)
         return more
 
@@ -209,6 +227,8 @@ def open_async(source: Any, share: Share, **options: Any) -> AsyncReader:
         return reader
     if is_async(source):
         return _AsyncFetching(source) if hasattr(source, "fetchmany") else _AsyncIterable(aiter(source))
+    if hasattr(source, "aiterator") and hasattr(source, "model"):
+        return _AsyncIterable(aiter(source.aiterator(chunk_size=options.get("page_rows", PAGE_ROWS))))
     return _InAsync(open_sync(source, share, **options))
 
 
