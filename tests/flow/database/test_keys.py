@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memwarden.errors import KeyOrderError, StatementError
@@ -22,6 +22,7 @@ VALUES = st.one_of(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.lists(VALUES, min_size=1, max_size=3).map(tuple))
 def test_a_key_comes_back_as_it_was(key: tuple[Any, ...]) -> None:
     text = keys.encode(key)
@@ -43,6 +44,7 @@ def test_what_could_not_come_back_is_refused() -> None:
         keys.encode(([1],))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(), min_size=2, max_size=10))
 def test_numbers_must_go_up(found: list[int]) -> None:
     first, last = (found[0],), (found[-1],)

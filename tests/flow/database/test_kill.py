@@ -24,10 +24,8 @@ if TYPE_CHECKING:
     from tests.flow.database.conftest import Database
 
 SOAK = bool(os.environ.get("MEMWARDEN_SOAK"))
-KILLS = 40 if SOAK else 3
+KILLS = {"sqlite": 3, "postgresql": 2, "mariadb": 2}  # each life of the program is most of a second
 ROWS = 100_000 if SOAK else 10_000
-# Of the chunks of one life, how many may pass before it is killed: so few that most lives are killed and do not end.
-MOST_CHUNKS = ROWS // 100 // KILLS
 
 
 def _life(database: Database, kind: str, folder: Path, kill_after: int | None) -> bool:
@@ -57,7 +55,9 @@ def _fill(database: Database) -> None:
 
 
 def _kill_and_finish(database: Database, kind: str, folder: Path) -> int:
-    kills = sum(_life(database, kind, folder, random.randrange(MOST_CHUNKS)) for _ in range(KILLS))
+    lives = 40 if SOAK else KILLS[database.kind]
+    most = ROWS // 100 // lives  # so few chunks in each life that most are killed and do not end
+    kills = sum(_life(database, kind, folder, random.randrange(most)) for _ in range(lives))
     _life(database, kind, folder, None)
     return kills
 

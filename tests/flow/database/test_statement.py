@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, mapped_column
@@ -161,6 +161,7 @@ def test_the_width_of_a_row_is_known_where_every_column_is_bounded() -> None:
     assert _keyset(named, "sqlite").row_bytes is None  # it keeps to no length
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="'\"`()-/*$ab;\n OFSET", max_size=60))
 def test_no_text_breaks_the_look_for_clauses(text: str) -> None:
     assert isinstance(_outer_words(text), str)
@@ -169,6 +170,7 @@ def test_no_text_breaks_the_look_for_clauses(text: str) -> None:
 ROWS = st.lists(st.tuples(*[st.integers(0, 3)] * 3), unique=True, max_size=40)
 
 
+@settings(deadline=None, max_examples=60)  # each makes a database
 @given(ROWS, st.tuples(*[st.integers(0, 3)] * 3), st.sampled_from(["sqlite", "mysql"]))
 def test_both_forms_mean_the_same_order(rows: list[tuple[int, ...]], low: tuple[int, ...], name: str) -> None:
     """The expanded form is MariaDB's; SQLite is asked for both here."""
