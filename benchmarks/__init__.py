@@ -19,6 +19,7 @@ NAMES = (
     "breaker",
     "reclaim",
     "flow_chunks",
+    "flow_database",
     "oom_attribution",
     "extensions",
     "survival",

@@ -25,7 +25,7 @@ import data
 import pages
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from suggestions import suggest
 from transcripts import LEAKS, TranscriptCache
@@ -229,6 +229,22 @@ def export(request: Request) -> Response:
         return Response(text.encode(), media_type="application/json")
 
 
+async def stream(request: Request) -> Response:
+    """Every call as a line of JSON: a chunk of them in memory at a time, however many there are."""
+    from repository import Calls
+
+    calls = Calls(request.app.state.crm.database)
+
+    async def lines() -> AsyncIterator[bytes]:
+        try:
+            async for call in calls.everything():
+                yield json.dumps(call, ensure_ascii=False).encode() + b"\n"
+        finally:
+            await calls.close()
+
+    return StreamingResponse(lines(), media_type="application/x-ndjson")
+
+
 async def health(request: Request) -> Response:
     """Whether the service is alive. It says how memory is, but its answer does not depend on it."""
     crm: Crm = request.app.state.crm
@@ -288,6 +304,7 @@ routes = [
     Route("/contacts/{contact_id:int}/suggestions", contact_suggestions),
     Route("/calls/search", search),
     Route("/export", export),
+    Route("/export/stream", stream),
     Route("/health", health),
 ]
 if os.environ.get("CRM_DEMO") == "1":

@@ -24,8 +24,14 @@ MemwardenError
 │   ├── SourceError                   what it reads from failed, or is nothing that can be read
 │   ├── HandlerError                  what it hands its chunks to failed
 │   ├── OversizeError                 one row is larger than a chunk may be
+│   ├── StatementError (ValueError)   a statement that cannot be read in chunks as it is
+│   ├── KeyOrderError                 keys that do not increase: duplicates, NULL, a source that lies about its order
+│   ├── CheckpointError               a checkpoint of something else, or one that somebody else goes on with
+│   ├── ChunkTimeoutError (TimeoutError) a chunk took longer than it may
+│   ├── ChunkError                    a chunk of a database run failed for good
 │   └── ReleasedError                 a chunk was read after the next one was asked for
 ├── MemoryRefused (MemoryError)       the fence refused an allocation, whatever it looked like at first
+├── StoreError                        the store's file cannot or must not be used
 └── SuperviseError                    `memwarden run` itself could not do its work
 
 `exit_code` is what the command line returns for it: 2 (wrong usage or input) unless said otherwise.
@@ -248,6 +254,49 @@ class OversizeError(FlowError):
         super().__init__(what, mend='raise the budget, or give oversize="pass" or "skip"')
 
 
+class StatementError(FlowError, ValueError):
+    """A statement that cannot be read in chunks as it is; the message says what to change."""
+
+
+class KeyOrderError(FlowError):
+    """Keys that do not strictly increase: rows would be lost or repeated, so reading stops."""
+
+
+class CheckpointError(FlowError):
+    """A checkpoint that belongs to something else, or that somebody else goes on with."""
+
+    @classmethod
+    def taken(cls, name: str) -> CheckpointError:
+        """Another process wrote the next version."""
+        return cls(
+            "another run of this name is going on; this one stops and nothing of it was kept twice",
+            where=f"checkpoint {name!r}",
+            mend="let one of them run, or give each a name of its own",
+        )
+
+
+class ChunkTimeoutError(FlowError, TimeoutError):
+    """A chunk took longer than it may."""
+
+
+class ChunkError(FlowError):
+    """A chunk failed for good. `__cause__` is the last error; everything before this chunk is done.
+
+    `chunk` is its id, `low` and `high` the key before it and its last key, `attempts` how often it was tried.
+    """
+
+    def __init__(
+        self, what: str, *, chunk: str, low: object = None, high: object = None, rows: int = 0, attempts: int = 1,
+        mend: str | None = None,
+    ) -> None:  # fmt: skip
+        self.chunk = chunk
+        self.low = low
+        self.high = high
+        self.rows = rows
+        self.attempts = attempts
+        super().__init__(what, where=f"chunk {chunk}", mend=mend)
+
+
 class ReleasedError(FlowError):
     """A chunk was read after the next one was asked for: its rows are gone by then."""
 
@@ -281,6 +330,10 @@ class MemoryRefused(MemwardenError, MemoryError):  # noqa: N818  it is what a re
         self.room_bytes = room_bytes
         self.limit_bytes = limit_bytes
         self.headroom_bytes = headroom_bytes
+
+
+class StoreError(MemwardenError):
+    """The store's file cannot or must not be used; `where` names it."""
 
 
 class SuperviseError(MemwardenError):

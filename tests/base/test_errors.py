@@ -12,12 +12,16 @@ from memwarden import errors
 from memwarden.errors import (
     AsyncServiceError,
     BlackBoxError,
+    CheckpointError,
+    ChunkError,
+    ChunkTimeoutError,
     CircularDependencyError,
     ConfigError,
     ContainerClosedError,
     FactoryError,
     FlowError,
     HandlerError,
+    KeyOrderError,
     MemoryPressureError,
     MemoryRefused,
     MemwardenError,
@@ -34,6 +38,8 @@ from memwarden.errors import (
     ServiceFactoryError,
     ServiceNotFoundError,
     SourceError,
+    StatementError,
+    StoreError,
     SuperviseError,
     TraceError,
     UnitError,
@@ -100,6 +106,12 @@ _ONE_OF_EACH = (
     CircularDependencyError(("a", "b", "a")),
     MemoryRefused("MemoryError", soft_bytes=1, limit_bytes=2),
     SuperviseError("broke"),
+    StoreError("broke"),
+    StatementError("broke"),
+    KeyOrderError("broke"),
+    CheckpointError.taken("copy"),
+    ChunkTimeoutError("broke"),
+    ChunkError("broke", chunk="ab", low=(1,), high=(2,), rows=1),
 )
 
 

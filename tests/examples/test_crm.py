@@ -201,6 +201,8 @@ def test_the_export_holds_every_call(service: tuple[int, int], tmp_path: Path) -
     with data.connect(data.database_in(tmp_path, contacts=CONTACTS)) as db:
         expected = [dict(row) for row in db.execute("SELECT * FROM calls ORDER BY id")]
     assert json.loads(ask(service[0], "/export")[1])["calls"] == expected
+    lines = ask(service[0], "/export/stream")[1].splitlines()
+    assert [json.loads(line) for line in lines] == expected
 
 
 @pytest.mark.server

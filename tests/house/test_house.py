@@ -45,6 +45,13 @@ THIRD_PARTIES = {
     "memwarden.sense.portable": {"psutil"},
     "memwarden.cli._rich": {"rich"},
     "memwarden.flow.cache_store": {"cachebox"},
+    "memwarden.flow.database._bar": {"rich"},
+    "memwarden.flow.database.calls": {"sqlalchemy"},
+    "memwarden.flow.database.checkpoints": {"sqlalchemy"},
+    "memwarden.flow.database.faults": {"sqlalchemy"},
+    "memwarden.flow.database.reader": {"sqlalchemy"},
+    "memwarden.flow.database.run": {"sqlalchemy"},
+    "memwarden.flow.database.statement": {"sqlalchemy"},
     "memwarden.flow.arrow": {"pyarrow"},
 }
 
@@ -102,7 +109,7 @@ import importlib, sys, threading
 for name in {names!r}:
     importlib.import_module(name)
 assert threading.active_count() == 1
-assert not {{"psutil", "rich", "starlette", "uvicorn", "pytest", "hypothesis"}} & set(sys.modules)
+assert not {{"psutil", "rich", "starlette", "uvicorn", "sqlalchemy", "pytest", "hypothesis"}} & set(sys.modules)
 """
     # Site-packages of the test environment may warn by themselves; -S leaves them out, which also proves the point.
     done = subprocess.run(

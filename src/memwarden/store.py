@@ -1,0 +1,321 @@
+"""The one SQLite file: what must outlive the process and is no black box. Checkpoints and dead letters so far.
+
+The file is `memwarden.db` in MEMWARDEN_DIR, else in the user's state directory; 0600 in a folder of 0700. It is in WAL
+mode with `synchronous = NORMAL`: whatever was written survives a SIGKILL of the process; a power cut may take the last
+moments. WAL needs shared memory, so a network file system is refused. On tmpfs it works, and `notes` says that it
+counts towards the memory limit and does not survive the machine. Where nothing can be written it lives in memory,
+which `degraded` says and a warning in the log: then nothing survives.
+
+Safe across threads, and across forks: a child opens the file anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+from contextlib import contextmanager
+
+from memwarden.clock import SystemClock
+from memwarden.errors import CheckpointError, StoreError
+from memwarden.facts import Fact
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from types import TracebackType
+    from typing import Self
+
+    from memwarden.ports import Clock
+
+__all__ = ["Checkpoint", "DeadLetter", "Store", "state_directory"]
+
+FILE_NAME = "memwarden.db"
+# How long a writer waits for another one: writes here take well under a millisecond.
+BUSY_S = 5.0
+# Where WAL's shared memory is not shared between machines (sqlite.org/wal.html, "all processes must be on the same
+# host"): names as in /proc/self/mountinfo.
+NETWORK = frozenset(
+    {
+        "nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "ceph", "lustre", "gpfs", "beegfs", "glusterfs",
+        "ocfs2", "gfs2", "fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.s3fs", "fuse.gcsfuse", "fuse.goofys",
+        "fuse.juicefs",
+    }
+)  # fmt: skip
+IN_MEMORY = frozenset({"tmpfs", "ramfs"})
+
+# One script per version of the schema; a file is brought up by those that it lacks. Never edit one that was released.
+_MIGRATIONS = (
+    """
+    CREATE TABLE checkpoints (
+        name TEXT NOT NULL, part INTEGER NOT NULL, plan TEXT NOT NULL, low TEXT, high TEXT, position TEXT, pending TEXT,
+        rows INTEGER NOT NULL, bytes INTEGER NOT NULL, done INTEGER NOT NULL, version INTEGER NOT NULL,
+        updated_unix_s REAL NOT NULL, PRIMARY KEY (name, part)
+    ) WITHOUT ROWID;
+    CREATE TABLE dead_letters (
+        id INTEGER PRIMARY KEY, name TEXT NOT NULL, chunk TEXT NOT NULL, low TEXT, high TEXT, rows INTEGER NOT NULL,
+        error TEXT NOT NULL, attempts INTEGER NOT NULL, unix_s REAL NOT NULL
+    );
+    CREATE INDEX dead_letters_of ON dead_letters (name, id);
+    """,
+)
+
+
+class Checkpoint(Fact):
+    """How far one part of a named run has come. Keys are JSON texts; None is the start or the end.
+
+    `position` is the last key that is done, `pending` the id and last key of a chunk that was handed out and is not
+    known to be done. `version` counts the writes: two runs of one name cannot both write the next one.
+    """
+
+    name: str
+    part: int
+    plan: str
+    low: str | None = None
+    high: str | None = None
+    position: str | None = None
+    pending: str | None = None
+    rows: int = 0
+    bytes: int = 0
+    done: bool = False
+    version: int = 0
+    updated_unix_s: float = 0.0
+
+
+class DeadLetter(Fact):
+    """Rows that were given up: after the key `low` (the first of them, where there is one only) up to `high`."""
+
+    name: str
+    chunk: str
+    low: str | None
+    high: str | None
+    rows: int
+    error: str
+    attempts: int
+    unix_s: float
+
+
+def state_directory(setting: str | None, environ: Mapping[str, str]) -> str | None:
+    """MEMWARDEN_DIR (or the setting), else the user's state directory; None where neither is known."""
+    if setting or environ.get("MEMWARDEN_DIR"):
+        return setting or environ["MEMWARDEN_DIR"]
+    home = environ.get("XDG_STATE_HOME") or (f"{environ['HOME']}/.local/state" if environ.get("HOME") else "")
+    return os.path.join(home, "memwarden") if home else None
+
+
+class Store:
+    """Opens the file in `folder` (None: the usual place). Raises StoreError where it must not or cannot be used.
+
+    Every call is one transaction of its own, and waits at most 5 s for other writers.
+    """
+
+    def __init__(
+        self,
+        folder: str | None = None,
+        *,
+        environ: Mapping[str, str] = os.environ,
+        clock: Clock | None = None,
+        mounts: str = "/proc/self/mountinfo",
+    ) -> None:
+        self._clock = clock or SystemClock()
+        self._lock = threading.Lock()
+        self._inherited: list[sqlite3.Connection] = []
+        self.notes: tuple[str, ...] = ()
+        self.degraded = ""
+        self.path: str | None = None
+        found = state_directory(folder, environ)
+        try:
+            if found is None:
+                raise OSError("no folder is known: set MEMWARDEN_DIR")  # noqa: TRY301
+            self.path = self._place(found, mounts)
+            self._db = self._open(self.path)
+        except (OSError, sqlite3.OperationalError) as error:
+            self._db = self._in_memory(found, error)
+        self._pid = os.getpid()
+
+    def _place(self, folder: str, mounts: str) -> str:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        if os.stat(folder).st_uid == os.geteuid() and os.stat(folder).st_mode & 0o077:
+            os.chmod(folder, 0o700)
+        kind = _file_system(folder, mounts)
+        if kind in NETWORK:
+            raise StoreError(
+                f"is on a network file system ({kind}), where SQLite's write-ahead log loses data",
+                where=folder,
+                mend="set MEMWARDEN_DIR to a folder of this machine",
+            )
+        if kind in IN_MEMORY:
+            self.notes = (f"{folder} is on {kind}: it counts towards the memory limit, and is lost at a restart",)
+        path = os.path.join(folder, FILE_NAME)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        return path
+
+    def _open(self, path: str) -> sqlite3.Connection:
+        # isolation_level None: transactions are begun by us. WAL and its shared memory get the file's own mode.
+        db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        try:
+            db.execute("PRAGMA journal_mode = WAL").close()
+            db.execute("PRAGMA synchronous = NORMAL").close()
+            _migrate(db, path)
+        except sqlite3.OperationalError:
+            db.close()
+            raise
+        except sqlite3.DatabaseError as error:
+            db.close()
+            raise StoreError(f"is no usable database ({error})", where=path, mend="move it away") from error
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _in_memory(self, folder: str | None, error: OSError | sqlite3.OperationalError) -> sqlite3.Connection:
+        self.path, self.notes = None, ()
+        self.degraded = f"{folder or 'store'}: {error}; kept in memory, nothing survives this process"
+        logging.getLogger("memwarden.store").warning("%s", self.degraded)
+        db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        _migrate(db, ":memory:")
+        return db
+
+    def close(self) -> None:
+        """Close the file. A second close is a no-op."""
+        with self._lock:
+            if self._pid == os.getpid():
+                self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        if self._pid != os.getpid():
+            self._after_fork()
+        with self._lock:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._db
+                    self._db.execute("COMMIT")
+                finally:
+                    if self._db.in_transaction:
+                        self._db.execute("ROLLBACK")
+            except sqlite3.Error as error:
+                raise StoreError(str(error), where=self.path or "store", mend="see that it can be written") from error
+
+    def _after_fork(self) -> None:
+        # The parent's connection must not be used here nor closed: its locks are the parent's (sqlite.org/howtocorrupt,
+        # "carrying an open database connection across a fork"). So it is kept and never touched.
+        self._lock, self._pid = threading.Lock(), os.getpid()
+        self._inherited.append(self._db)
+        if self.path is not None:
+            self._db = self._open(self.path)
+        else:
+            self._db = self._in_memory(None, OSError("forked: what the parent kept in memory is not here"))
+
+    # --- checkpoints -------------------------------------------------------------------------------------------
+
+    def checkpoints(self, name: str) -> tuple[Checkpoint, ...]:
+        """Where each part of this run is, in the order of the parts; empty where there is none."""
+        with self._transaction() as db:
+            columns = ", ".join(Checkpoint._fields)
+            found = db.execute(f"SELECT {columns} FROM checkpoints WHERE name = ? ORDER BY part", (name,))  # noqa: S608
+            return tuple(_checkpoint(row) for row in found)
+
+    def write(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Write the next version of it; what was written. Raises CheckpointError where somebody else wrote one."""
+        return self.write_all((checkpoint,))[0]
+
+    def write_all(self, checkpoints: tuple[Checkpoint, ...]) -> tuple[Checkpoint, ...]:
+        """All of them, or none."""
+        now = self._clock.wall()
+        after = tuple(each.replace(version=each.version + 1, updated_unix_s=now) for each in checkpoints)
+        with self._transaction() as db:
+            for each in after:
+                _write(db, each)
+        return after
+
+    def forget(self, name: str) -> None:
+        """Have this run begin anew the next time; its dead letters go too."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM checkpoints WHERE name = ?", (name,))
+            db.execute("DELETE FROM dead_letters WHERE name = ?", (name,))
+
+    # --- dead letters ------------------------------------------------------------------------------------------
+
+    def bury(self, letter: DeadLetter) -> None:
+        """Keep one."""
+        values = [getattr(letter, field) for field in DeadLetter._fields]
+        with self._transaction() as db:
+            db.execute(f"INSERT INTO dead_letters ({', '.join(DeadLetter._fields)}) VALUES (?,?,?,?,?,?,?,?)", values)  # noqa: S608
+
+    def dead_letters(self, name: str, *, most: int = 100) -> tuple[DeadLetter, ...]:
+        """The newest ones of a run, at most so many."""
+        with self._transaction() as db:
+            columns = ", ".join(DeadLetter._fields)
+            query = f"SELECT {columns} FROM dead_letters WHERE name = ? ORDER BY id DESC LIMIT ?"  # noqa: S608
+            found = db.execute(query, (name, most)).fetchall()
+        return tuple(DeadLetter(**dict(zip(DeadLetter._fields, row, strict=True))) for row in found)
+
+
+def _checkpoint(row: tuple[object, ...]) -> Checkpoint:
+    values = dict(zip(Checkpoint._fields, row, strict=True))
+    return Checkpoint(**{**values, "done": bool(values["done"])})  # type: ignore[arg-type]
+
+
+def _write(db: sqlite3.Connection, it: Checkpoint) -> None:
+    values = [getattr(it, field) for field in Checkpoint._fields]
+    if it.version == 1:
+        marks = ",".join("?" * len(values))
+        query = f"INSERT OR IGNORE INTO checkpoints ({', '.join(Checkpoint._fields)}) VALUES ({marks})"  # noqa: S608
+        done = db.execute(query, values).rowcount
+    else:
+        sets = ", ".join(f"{field} = ?" for field in Checkpoint._fields)
+        query = f"UPDATE checkpoints SET {sets} WHERE name = ? AND part = ? AND version = ?"  # noqa: S608
+        done = db.execute(query, (*values, it.name, it.part, it.version - 1)).rowcount
+    if done != 1:
+        raise CheckpointError.taken(it.name)
+
+
+def _migrate(db: sqlite3.Connection, path: str) -> None:
+    """Bring the schema up, each step with its number in one transaction; two that start at once take turns."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(_MIGRATIONS):
+            raise StoreError(
+                f"was made by a newer memwarden (schema {version}, known are {len(_MIGRATIONS)})",
+                where=path,
+                mend="update memwarden, or set MEMWARDEN_DIR to another folder",
+            )
+        for number in range(version, len(_MIGRATIONS)):
+            for statement in _MIGRATIONS[number].split(";"):
+                if statement.strip():
+                    db.execute(statement)
+            db.execute(f"PRAGMA user_version = {number + 1}")
+        db.execute("COMMIT")
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+
+
+def _file_system(folder: str, mounts: str) -> str:
+    """The type of the file system that a folder is on, as the kernel names it; "" where it cannot be told."""
+    try:
+        with open(mounts, encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.readlines()
+    except OSError:  # not Linux, or no /proc: nothing is known, nothing is refused
+        return ""
+    real, best, kind = os.path.realpath(folder), "", ""
+    for line in lines:  # "36 35 98:0 /root /mount-point options - type source options"; a later mount hides an earlier
+        left, _, right = line.partition(" - ")
+        fields = left.split()
+        if len(fields) < 5 or not right:
+            continue
+        point = fields[4].replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+        inside = real == point or real.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, right.split()[0]
+    return kind

@@ -1,0 +1,44 @@
+"""The program that is killed: copies a table chunk by chunk, and says on stdout when it has done one.
+
+Arguments: the database's URL, the kind of sink ("table" or "file"), the folder of the file and of the store.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from memwarden import flow
+from memwarden.store import Store
+
+if TYPE_CHECKING:
+    from memwarden.flow.database import Batch
+
+
+def main(url: str, kind: str, folder: str) -> None:
+    engine = sa.create_engine(url)
+    source = sa.Table("source", sa.MetaData(), autoload_with=engine)
+    sink = sa.Table("sink", sa.MetaData(), autoload_with=engine)
+    out = os.open(os.path.join(folder, "sink"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def into_table(chunk: Batch) -> None:
+        chunk.connection.execute(sink.insert(), [{"id": row.id} for row in chunk])
+        os.write(1, b".\n")
+
+    def into_file(chunk: Batch) -> None:
+        os.write(out, f"{chunk.id} {chunk[0].id} {chunk[-1].id}\n".encode())
+        os.write(1, b".\n")
+
+    statement = sa.select(source)
+    if kind == "table":
+        flow.process(statement, into_table, engine, name="copy", rows=100)
+    else:
+        with Store(folder) as store:
+            flow.process(statement, into_file, engine, name="copy", rows=100, checkpoint=store)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,93 @@
+"""SIGKILL at random moments: with a sink in the same database every row is there once, elsewhere a chunk may repeat.
+
+The long version is `make soak`: a hundred and sixty kills.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+import sqlalchemy as sa
+
+from tests.flow.database import kill_me
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.flow.database.conftest import Database
+
+SOAK = bool(os.environ.get("MEMWARDEN_SOAK"))
+KILLS = {"sqlite": 3, "postgresql": 2, "mariadb": 2}  # each life of the program is most of a second
+ROWS = 100_000 if SOAK else 10_000
+
+
+def _life(database: Database, kind: str, folder: Path, kill_after: int | None) -> bool:
+    """Run the program; kill it a moment after so many chunks. Whether it was killed before it ended."""
+    url = database.url.render_as_string(hide_password=False)
+    command = [sys.executable, kill_me.__file__, url, kind, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0) as process:
+        assert process.stdout is not None
+        if kill_after is not None:
+            for _ in range(kill_after):
+                if not process.stdout.readline():
+                    break
+            threading.Event().wait(random.random() * 0.005)
+            process.kill()
+        while process.stdout.read(65536):
+            pass
+    assert process.returncode in ((0, -9) if kill_after is not None else (0,))
+    return process.returncode == -9
+
+
+def _fill(database: Database) -> None:
+    for name in ("source", "sink"):
+        table = sa.Table(
+            name, sa.MetaData(), sa.Column("id", sa.Integer, primary_key=name == "source", autoincrement=False)
+        )
+        database.fill(table, [{"id": n} for n in range(ROWS)] if name == "source" else [])
+
+
+def _kill_and_finish(database: Database, kind: str, folder: Path) -> int:
+    lives = 40 if SOAK else KILLS[database.kind]
+    most = ROWS // 100 // lives  # so few chunks in each life that most are killed and do not end
+    kills = sum(_life(database, kind, folder, random.randrange(most)) for _ in range(lives))
+    _life(database, kind, folder, None)
+    return kills
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_with_a_sink_in_the_same_database_every_row_is_there_exactly_once(database: Database, tmp_path: Path) -> None:
+    _fill(database)
+    kills = _kill_and_finish(database, "table", tmp_path)
+    assert database.all("SELECT count(*), count(DISTINCT id), min(id), max(id) FROM sink") == [
+        (ROWS, ROWS, 0, ROWS - 1)
+    ]
+    print(f"{database.kind}: {kills} kills, {ROWS} rows, each once")
+    assert kills > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_with_a_sink_elsewhere_a_kill_repeats_at_most_one_chunk_under_its_id(
+    database: Database, tmp_path: Path
+) -> None:
+    _fill(database)
+    kills = _kill_and_finish(database, "file", tmp_path)
+    chunks = [line.split() for line in (tmp_path / "sink").read_text().splitlines()]
+    handed = Counter((chunk, int(first), int(last)) for chunk, first, last in chunks)
+    repeated = sum(handed.values()) - len(handed)
+    print(f"{kills} kills, {repeated} chunks handed out again")
+    assert repeated <= kills
+    assert len({chunk for chunk, _, _ in handed}) == len(handed)  # one id, one range
+    rows = [row for _, first, last in handed for row in range(first, last + 1)]
+    assert sorted(rows) == list(range(ROWS))
+    assert kills > 0
