@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from memwarden.errors import FlowError, KeyOrderError, ReleasedError, SourceError, StatementError
-from memwarden.flow.cutter import PAGE_ROWS, Cut, Cutter, Pager, target_under
+from memwarden.flow.cutter import MOST_PAGE_ROWS, PAGE_ROWS, Cut, Cutter, Pager, page_cap, target_under
 from memwarden.flow.database import keys
 from memwarden.flow.database.faults import is_transient
 from memwarden.flow.database.statement import Keyset, Stream
@@ -133,7 +133,8 @@ class Reader:
         self._borrowed = isinstance(source, sa.Connection)
         self._dialect = source.dialect
         self._sizer = Sizer()
-        self._pager = Pager(limit_bytes, most_rows=self._most_page_rows())
+        self._bounded = self._bounded_rows()
+        self._pager = Pager(limit_bytes, most_rows=MOST_PAGE_ROWS)
         self._mean_bytes: float | None = None
         self._cursor: Any = None
         self._stream: CursorResult[Any] | None = None
@@ -142,11 +143,15 @@ class Reader:
         self._last: Row[Any]
         self._stream_cutter: Cutter | None = None
 
-    def _most_page_rows(self) -> int:
+    def _bounded_rows(self) -> int:
+        """How many rows are a small page whatever they hold, where every column is bounded; 0 where one is not."""
         bound = self.plan.row_bytes if isinstance(self.plan, Keyset) else None
-        if bound is None:
-            return PAGE_ROWS
-        return max(PAGE_ROWS, min(self._rows, self._limit_bytes // _PAGE_PART // bound))
+        return 0 if bound is None else self._limit_bytes // _PAGE_PART // bound
+
+    def _wanted(self, cutter: Cutter) -> int:
+        """Rows of the next page."""
+        rows = min(self._pager.rows, cutter.room_rows)
+        return rows if rows <= PAGE_ROWS else min(rows, max(page_cap(cutter.room_bytes), self._bounded))
 
     # --- connections -------------------------------------------------------------------------------------------
 
@@ -308,7 +313,7 @@ class Reader:
         """Fetch pages until a chunk is complete or the query has no more. The chunk, if there is one."""
         pager, sizer = self._pager, self._sizer
         while True:
-            page: Any = result.fetchmany(min(pager.rows, cutter.room_rows))
+            page: Any = result.fetchmany(self._wanted(cutter))
             if not page:
                 return None
             self._last = page[-1]
@@ -395,7 +400,7 @@ class Reader:
         """Fetch a page: into the chunk where it fits whole, else to be looked at row by row. False at the end."""
         if self._stream is None:
             return False
-        page: Any = self._stream.fetchmany(min(self._pager.rows, cutter.room_rows))
+        page: Any = self._stream.fetchmany(self._wanted(cutter))
         if not page:
             self._stream.close()
             self._stream = None
