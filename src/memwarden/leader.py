@@ -22,10 +22,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Locks of these are slow, or nobody's, or kept by a server that may be gone (the store refuses them, too).
-NETWORK = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "lustre", "glusterfs", "fuse.glusterfs", "fuse.sshfs", "afs"}
-)
 # Nobody needs more news than that in one round; what is longer was not written by us.
 NEWS_BYTES = 64 * 1024
 LINE_BYTES = 1024
@@ -175,17 +171,3 @@ def name_of(cgroup_folder: str | None) -> str:
             return f"{crc32(cgroup_folder.encode()):08x}"
         return f"{found.st_dev:x}-{found.st_ino:x}"
     return "machine"
-
-
-def network_file_system(mountinfo: bytes, folder: str) -> str:
-    """The kind of network file system that a folder is on (proc_pid_mountinfo(5)); "" where it is local."""
-    best, kind = -1, ""
-    for line in mountinfo.decode("utf-8", "surrogateescape").splitlines():
-        head, _, tail = line.partition(" - ")
-        words = head.split()
-        if len(words) < 5 or not tail.split():
-            continue
-        point = words[4].replace("\\040", " ").rstrip("/")
-        if (folder == point or folder.startswith(f"{point}/")) and len(point) >= best:
-            best, kind = len(point), tail.split()[0]
-    return kind if kind in NETWORK else ""

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from memwarden.clock import SystemClock
 from memwarden.errors import CheckpointError, StoreError
 from memwarden.facts import Fact
+from memwarden.mounts import NETWORK, file_system
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,15 +35,6 @@ __all__ = ["Checkpoint", "DeadLetter", "Store", "state_directory"]
 FILE_NAME = "memwarden.db"
 # How long a writer waits for another one: writes here take well under a millisecond.
 BUSY_S = 5.0
-# Where WAL's shared memory is not shared between machines (sqlite.org/wal.html, "all processes must be on the same
-# host"): names as in /proc/self/mountinfo.
-NETWORK = frozenset(
-    {
-        "nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "ceph", "lustre", "gpfs", "beegfs", "glusterfs",
-        "ocfs2", "gfs2", "fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.s3fs", "fuse.gcsfuse", "fuse.goofys",
-        "fuse.juicefs",
-    }
-)  # fmt: skip
 IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 
 # One script per version of the schema; a file is brought up by those that it lacks. Never edit one that was released.
@@ -138,7 +130,7 @@ class Store:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         if os.stat(folder).st_uid == os.geteuid() and os.stat(folder).st_mode & 0o077:
             os.chmod(folder, 0o700)
-        kind = _file_system(folder, mounts)
+        kind = _kind_of(folder, mounts)
         if kind in NETWORK:
             raise StoreError(
                 f"is on a network file system ({kind}), where SQLite's write-ahead log loses data",
@@ -301,21 +293,9 @@ def _migrate(db: sqlite3.Connection, path: str) -> None:
             db.execute("ROLLBACK")
 
 
-def _file_system(folder: str, mounts: str) -> str:
-    """The type of the file system that a folder is on, as the kernel names it; "" where it cannot be told."""
+def _kind_of(folder: str, mounts: str) -> str:
     try:
-        with open(mounts, encoding="utf-8", errors="surrogateescape") as file:
-            lines = file.readlines()
+        with open(mounts, "rb") as file:
+            return file_system(file.read(), os.path.realpath(folder))
     except OSError:  # not Linux, or no /proc: nothing is known, nothing is refused
         return ""
-    real, best, kind = os.path.realpath(folder), "", ""
-    for line in lines:  # "36 35 98:0 /root /mount-point options - type source options"; a later mount hides an earlier
-        left, _, right = line.partition(" - ")
-        fields = left.split()
-        if len(fields) < 5 or not right:
-            continue
-        point = fields[4].replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
-        inside = real == point or real.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(best):
-            best, kind = point, right.split()[0]
-    return kind

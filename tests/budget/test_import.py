@@ -29,7 +29,7 @@ FORBIDDEN = frozenset(
 # What only a running Warden loads, at start(): a binding of malloc_trim, its log.
 AT_START = frozenset({"ctypes", "logging"})
 CORE = (
-    "errors", "units", "facts", "clock", "ports", "config", "blackbox", "leader", "budget",
+    "errors", "units", "facts", "clock", "ports", "config", "mounts", "blackbox", "leader", "budget",
     "sense", "judge", "act", "diagnose", "findings", "warden", "breaker", "monitor", "supervise",
 )  # fmt: skip
 
@@ -98,7 +98,7 @@ def test_no_part_of_the_core_loads_what_is_heavy(name: str) -> None:
 
 def test_nothing_on_the_path_of_the_core_is_forgotten_here() -> None:
     found = {each.name for each in pkgutil.iter_modules([PACKAGE])}
-    assert found - set(CORE) == {"__main__", "_native", "cli", "flow", "testing"}
+    assert found - set(CORE) == {"__main__", "_native", "cli", "flow", "store", "testing"}
 
 
 # The growth is taken while it runs, after twenty ticks; the benchmark of the same name prints it too.

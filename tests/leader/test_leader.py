@@ -6,11 +6,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
-from memwarden.leader import LINE_BYTES, NEWS_BYTES, Leader, name_of, network_file_system
+from memwarden.leader import LINE_BYTES, NEWS_BYTES, Leader, name_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -173,31 +169,3 @@ def test_every_process_waits_for_a_time_of_its_own(tmp_path: Path) -> None:
         seeds.add(leader.seed)
     assert len(seeds) == 8
     assert all(0 <= each < 1 for each in seeds)
-
-
-_MOUNTS = b"""\
-21 1 8:1 / / rw - ext4 /dev/sda1 rw
-22 21 0:40 / /srv/shared rw - nfs4 server:/x rw
-23 22 0:41 / /srv/shared/local rw - tmpfs tmpfs rw
-24 21 0:42 / /with\\040space rw - cifs //server/x rw
-"""
-
-
-@pytest.mark.parametrize(
-    ("folder", "kind"),
-    [
-        ("/var/run", ""),
-        ("/srv/shared", "nfs4"),
-        ("/srv/shared/run", "nfs4"),
-        ("/srv/sharedother", ""),
-        ("/srv/shared/local/run", ""),
-        ("/with space/run", "cifs"),
-    ],
-)
-def test_network_file_systems_are_recognised(folder: str, kind: str) -> None:
-    assert network_file_system(_MOUNTS, folder) == kind
-
-
-@given(st.binary(max_size=300), st.text(max_size=20))
-def test_no_text_breaks_that(text: bytes, folder: str) -> None:
-    network_file_system(text, folder)

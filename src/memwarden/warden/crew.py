@@ -34,16 +34,17 @@ class Crew:
 
     def stand(self, folder: str, cgroup: str | None, machine: Machine) -> None:
         """Stand for leader in a private run folder, among the processes of this cgroup."""
-        from memwarden.leader import Leader, name_of, network_file_system
+        from memwarden.leader import Leader, name_of
+        from memwarden.mounts import NETWORK, file_system
 
         self.resign()
         try:
-            network = network_file_system(machine.read("/proc/self/mountinfo"), os.path.realpath(folder))
+            kind = file_system(machine.read("/proc/self/mountinfo"), os.path.realpath(folder))
         except OSError:
-            network = ""
+            kind = ""
         name = name_of(machine.path(cgroup) if cgroup else None)
         with self._lock:
-            self._leader = Leader(folder, name, alone=f"{folder} is on {network}" if network else "")
+            self._leader = Leader(folder, name, alone=f"{folder} is on {kind}" if kind in NETWORK else "")
 
     def resign(self) -> None:
         """Let the next one lead."""
