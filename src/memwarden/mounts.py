@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-# As /proc/self/mountinfo names them. SQLite's write-ahead log needs shared memory, so "all processes must be on the same
-# host" (sqlite.org/wal.html); locks are slow, or nobody's, or kept by a server that may be gone.
+# As /proc/self/mountinfo names them. SQLite's write-ahead log needs shared memory, so "all processes must be on the
+# same host" (sqlite.org/wal.html); locks are slow, or nobody's, or kept by a server that may be gone.
 NETWORK = frozenset(
     {
         "nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "9p", "afs", "ceph", "lustre", "gpfs", "beegfs", "glusterfs",
