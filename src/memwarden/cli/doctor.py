@@ -105,7 +105,9 @@ def _capabilities(machine: Machine, sensor: Sensor) -> dict[str, bool | str | No
         "psi_of_container": bool(folder and machine.exists(f"{folder}/memory.pressure")),
         "swap": bool(reading.around.machine_swap_total_bytes),
         "can_make_cgroup": _can_make_cgroup(machine, folder) if machine.live else None,
-        "native_reader": _has_native() if machine.live else None,
+        "native_reader": _has_native("_reader") if machine.live else None,
+        "native_sizes": _has_native("_sizes") if machine.live else None,
+        "native_heap": _has_native("_heap") if machine.live else None,
         "allocator": machine.allocator() if machine.live else None,
         "malloc_trim": machine.trim() is not None if machine.live else None,
         "mallinfo2": machine.native_in_use_bytes() is not None if machine.live else None,
@@ -120,10 +122,11 @@ def _can_make_cgroup(machine: Machine, folder: str | None) -> bool:
     )
 
 
-def _has_native() -> bool:
+def _has_native(part: str) -> bool:
+    """Whether this accelerator was built: readings and checks, sizes of rows, the heap of a stream."""
     from importlib.util import find_spec
 
-    return find_spec("memwarden._native._reader") is not None
+    return find_spec(f"memwarden._native.{part}") is not None
 
 
 def _cost(sensor: Sensor) -> dict[str, float]:
