@@ -30,6 +30,9 @@ __all__ = ["Watchdog", "timed_out"]
 _SHORTEST_LOOK_S, _LONGEST_LOOK_S = 0.001, 1.0
 
 
+_ARRIVAL_S = 0.5
+
+
 def timed_out(seconds: float) -> ChunkTimeoutError:
     """The error for a chunk that took longer than so many seconds."""
     what = f"a chunk took longer than {format_duration(seconds)}"
@@ -72,7 +75,12 @@ class Watchdog:
             self._limits[me] = limit
             try:
                 work(argument)
-            finally:
+            except _ExpiredError:
+                raise
+            except BaseException:
+                self._end(me, limit)
+                raise
+            else:
                 self._end(me, limit)
         except _ExpiredError:
             self._limits.pop(me, None)
@@ -81,10 +89,13 @@ class Watchdog:
     def _end(self, me: int, limit: _Limit) -> None:
         try:
             limit.token.pop()
-        except IndexError:  # the time won: let the exception come here, or take it back, so that it comes nowhere else
-            while not limit.sent:
+        except IndexError:
+            # The time won: the exception comes here, so that it comes nowhere else. It cannot be taken back: with NULL
+            # CPython 3.11 leaves its flag set for good, and the next sys.setprofile hangs. Work that swallowed it has
+            # it behind itself, so this ends.
+            end = time.monotonic() + _ARRIVAL_S
+            while not limit.sent or time.monotonic() < end:
                 pass
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(me), None)
         self._limits.pop(me, None)
 
     def _start(self) -> None:
