@@ -869,7 +869,7 @@ def test_a_hundred_breakers_leave_no_thread_and_no_object_behind(machine: FakeMa
 
     def ours() -> int:
         gc.collect()
-        return sum(type(each).__module__.startswith("memwarden") for each in gc.get_objects())
+        return sum(str(type(each).__module__).startswith("memwarden") for each in gc.get_objects())
 
     once()
     before, threads = ours(), threading.active_count()

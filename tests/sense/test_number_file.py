@@ -316,10 +316,14 @@ def test_a_cgroup_that_was_removed_is_unknown_and_known_again_when_it_is_back(
 # --- processes --------------------------------------------------------------------------------------------
 
 
-def own_and_fresh(reader: Reader, make: Make) -> tuple[int, int]:
-    """What the inherited reader says in this grown process, and what one opened here says."""
-    ballast = bytearray(b"x") * GROWTH_BYTES
-    own, fresh = reader.value(), make("/proc/self/statm", index=1, scale=PAGE).value()
+def own_and_fresh(reader: Reader, make: Make, parent_bytes: int) -> tuple[int, int]:
+    """What the inherited reader says in this process, grown above its parent, and what one opened here says.
+
+    A fork begins without the file pages of its parent, which may be more than the growth.
+    """
+    here = make("/proc/self/statm", index=1, scale=PAGE)
+    ballast = bytearray(b"x") * (GROWTH_BYTES + max(0, parent_bytes - (here.value() or 0)))
+    own, fresh = reader.value(), here.value()
     del ballast
     return own or 0, fresh or 0
 
@@ -352,11 +356,11 @@ def test_a_forked_child_reads_its_own_memory_and_so_does_its_child(make: Make, f
     parent = reader.value() or 0
 
     def child() -> tuple[int, int]:
-        own, fresh = own_and_fresh(reader, make)
+        own, fresh = own_and_fresh(reader, make, parent)
         assert abs(own - fresh) < 1 << 20
-        return forked(fork, lambda: own_and_fresh(reader, make))
+        return forked(fork, lambda: own_and_fresh(reader, make, parent))
 
-    for own, fresh in (forked(fork, lambda: own_and_fresh(reader, make)), forked(fork, child)):
+    for own, fresh in (forked(fork, lambda: own_and_fresh(reader, make, parent)), forked(fork, child)):
         assert fresh > parent + GROWTH_BYTES // 2, "the child grew, so the parent's figure would be told apart"
         assert abs(own - fresh) < 1 << 20
     after = reader.value() or 0
@@ -376,8 +380,8 @@ def test_a_child_keeps_one_descriptor_and_the_parents_is_closed(make: Make) -> N
     assert before == after
 
 
-def _in_multiprocessing(reader: Reader, make: Make, answer: Connection) -> None:
-    answer.send(own_and_fresh(reader, make))
+def _in_multiprocessing(reader: Reader, make: Make, parent: int, answer: Connection) -> None:
+    answer.send(own_and_fresh(reader, make, parent))
 
 
 def test_a_multiprocessing_child_reads_its_own_memory(make: Make) -> None:
@@ -385,7 +389,7 @@ def test_a_multiprocessing_child_reads_its_own_memory(make: Make) -> None:
     parent = reader.value() or 0
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_in_multiprocessing, args=(reader, make, theirs))
+    process = context.Process(target=_in_multiprocessing, args=(reader, make, parent, theirs))
     process.start()
     own, fresh = ours.recv()
     process.join()
