@@ -186,7 +186,7 @@ def _waiting() -> Iterator[Figure]:
     def slow() -> Iterator[int]:
         for number in range(4000):
             if number % 100 == 0:
-                time.sleep(WAIT_S)
+                time.sleep(WAIT_S)  # the handler waits
             yield number
 
     def wall(run: Callable[[], object]) -> float:

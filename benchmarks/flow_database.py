@@ -231,7 +231,7 @@ def _narrow(url: str) -> Iterator[Figure]:
     _fill_narrow(engine, "many", NARROW)
     engine.dispose()
     for name, work in (("stream", _STREAM), ("resumable", _RESUMABLE)):
-        work = _SMALL_CACHE + work  # noqa: PLW2901
+        work = _SMALL_CACHE + work  # noqa: PLW2901  # the same for both arms
         few = statistics.median(_arm(url, "few", work)["peak"] for _ in range(ROUNDS))
         many = _arm(url, "many", work)["peak"]
         yield Figure(

@@ -106,10 +106,10 @@ def _async() -> list[Figure]:
 
 class _AsyncConnection(Connection):
     @classmethod
-    async def connect(cls, *_args: object, **_options: object) -> Connection:  # type: ignore[override]
+    async def connect(cls, *_args: object, **_options: object) -> Connection:  # type: ignore[override]  # only what the pool calls
         return cls()
 
-    async def close(self) -> None:  # type: ignore[override]
+    async def close(self) -> None:  # type: ignore[override]  # the pool awaits it
         pass
 
 

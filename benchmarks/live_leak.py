@@ -54,7 +54,7 @@ with warden:
     while time.monotonic() - began_s < longest_s and not any(each[0] == "confirmed" for each in told):
         with warden.operation("request"):
             request()
-        time.sleep(every_s)
+        time.sleep(every_s)  # the rate of the workload
     leak = warden.leak
     print(json.dumps({"told": told, "stage": leak.stage, "cause": leak.cause, "errors": warden.errors,
                       "lasted_s": round(time.monotonic() - began_s, 1), "evidence": leak.evidence}))

@@ -63,7 +63,7 @@ class Recording:
     """One running program: its process, and the samples so far."""
 
     def __init__(self, plan: Plan, *, python: str, folder: str) -> None:
-        self.plan, self.rows = plan, []  # type: ignore[var-annotated]
+        self.plan, self.rows = plan, []  # type: ignore[var-annotated]  # filled below
         self.probe = os.path.join(folder, plan.file + ".probe")
         words = ["--mode", plan["mode"], "--seed", str(plan["seed"]), "--seconds", str(plan["seconds"])]
         words += ["--rate", plan["rate"]] if plan["mode"] != "healthy" else []
@@ -117,7 +117,7 @@ def record(todo: list[Plan], *, python: str, out: str, beside: int) -> None:
                 running.remove(one)
                 one.finish(out)
             due_s = max(due_s + INTERVAL_S, time.monotonic() - 1)
-            time.sleep(max(0.0, due_s - time.monotonic()))
+            time.sleep(max(0.0, due_s - time.monotonic()))  # the rate of the recording
 
 
 def calibrate(python: str) -> None:

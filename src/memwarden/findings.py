@@ -165,7 +165,7 @@ class Findings:
             return ()
         self._untold = []
         for each in told:
-            self._stage = each.what if each.what in {"suspected", "confirmed"} else "quiet"  # type: ignore[assignment]
+            self._stage = each.what if each.what in {"suspected", "confirmed"} else "quiet"  # type: ignore[assignment]  # one of three
         return told
 
     def _columns(self, reading: Reading) -> dict[str, float | None]:

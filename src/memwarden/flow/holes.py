@@ -13,7 +13,7 @@ import time
 try:
     from memwarden._native import _heap
 except ImportError:  # not glibc, or not built: then nothing is given back
-    _heap = None  # type: ignore[assignment]
+    _heap = None  # type: ignore[assignment]  # its absence is asked for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

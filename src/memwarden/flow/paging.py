@@ -94,7 +94,7 @@ class _Pages:
 
 
 class _AsyncPages(_Pages):
-    async def read(self, rows: int, into: list[Any]) -> bool:  # type: ignore[override]
+    async def read(self, rows: int, into: list[Any]) -> bool:  # type: ignore[override]  # the asynchronous twin
         if self._over:
             return False
         answer = self._fetch(self._at, rows)
@@ -102,7 +102,7 @@ class _AsyncPages(_Pages):
             answer = await answer
         return self._took(answer, rows, into)
 
-    async def close(self) -> None:  # type: ignore[override]
+    async def close(self) -> None:  # type: ignore[override]  # the asynchronous twin
         """There is nothing to close."""
 
 

@@ -142,7 +142,7 @@ class Keyset:
     def key_of(self, row: Sequence[Any]) -> tuple[Any, ...]:
         """The key of a row."""
         if self.positions is None:
-            fields = list(row._fields)  # type: ignore[attr-defined]
+            fields = list(row._fields)  # type: ignore[attr-defined]  # a named tuple
             missing = [name for name in self.names if name not in fields]
             if missing:
                 raise StatementError(f"the key column {missing[0]!r} is not in the rows", mend="select it too")
