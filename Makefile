@@ -9,6 +9,8 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input -q
 STAMP  := $(VENV)/.ready
 DOCS   := $(VENV)/.docs
 TESTS  ?= tests
+# Two at a time, a file as a whole: much of what the tests do is waiting, for kernels, kills and servers.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test fast lint bench soak docs api lock clean
@@ -34,10 +36,10 @@ demo: $(STAMP)  ## a real web service kept inside its limit, in about a minute
 
 test: $(STAMP)  ## style, types, architecture, and every test
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest $(TESTS)
+	$(PYTEST) $(TESTS)
 
 fast: $(STAMP)  ## the tests that need no server, no kill and no second kernel
-	$(BIN)/python -m pytest -m "not kernel and not uml and not server" $(TESTS)
+	$(PYTEST) -m "not kernel and not uml and not server" $(TESTS)
 
 lint: $(STAMP)  ## style, types, architecture
 	$(BIN)/ruff check .

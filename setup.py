@@ -12,7 +12,7 @@ setup(
             optional=True,
             extra_compile_args=["-O2", "-std=c11"],
         )
-        for name in ("_reader", "_sizes", "_heap")
+        for name in ("_reader", "_sizes", "_heap", "_vigil")
     ]
     if sys.platform.startswith("linux")
     else []
