@@ -44,6 +44,7 @@ class Config(Fact):
     leak_detection: bool = True
     leak_interval_s: float = 15.0
     leak_probe: bool = True
+    leak_census: bool = True
     leader: bool = True
     blackbox: bool = True
     directory: str | None = None
@@ -155,6 +156,7 @@ SETTINGS = (
     Setting(name="leak_interval", field="leak_interval_s", parse=_parse_interval,
             about="time between two samples for the leak verdict; 40 of them make the first one"),
     Setting(name="leak_probe", parse=parse_bool, about="collect and trim once when a leak is suspected, as a probe"),
+    Setting(name="leak_census", parse=parse_bool, about="count objects by type while a leak is suspected: what grows"),
     Setting(name="leader", parse=parse_bool, about="one of the workers of a cgroup speaks and acts first for all"),
     Setting(name="blackbox", parse=parse_bool, about="keep a record that survives SIGKILL"),
     Setting(name="dir", field="directory", parse=_parse_text, about="where black boxes and state live"),
@@ -173,6 +175,10 @@ PRESETS: Mapping[str, Mapping[str, float]] = {
     "local": {"warning": 0.80, "critical": 0.90, "emergency": 0.95, "interval_s": 30.0},
     "balanced": {"warning": 0.70, "critical": 0.85, "emergency": 0.95},
 }
+
+
+# Tables of the file that are no settings of Config: each is for a room that parses it itself.
+TABLES = ("alerts", "jobs")
 
 
 class Settled(Fact):
@@ -263,34 +269,64 @@ def _nearest(name: str) -> str:
 
 
 def _from_file(environ: Mapping[str, str], folder: str | None) -> dict[str, tuple[Any, str]]:
-    named = environ.get("MEMWARDEN_CONFIG")
-    if named:
-        return _read_table(named, must=True)
-    if folder is None:
-        return {}
-    for name in ("memwarden.toml", "pyproject.toml"):
-        path = name if folder == "." else f"{folder}/{name}"
-        found = _read_table(path, must=False)
-        if found:
-            return found
+    must = bool(environ.get("MEMWARDEN_CONFIG"))
+    for path in _files(environ, folder):
+        whole = _read_whole(path, must=must)
+        if whole:
+            return _settings(whole, path)
     return {}
 
 
-def _read_table(path: str, *, must: bool) -> dict[str, tuple[Any, str]]:
-    raw = _read_file(path, must=must)
-    if not raw or (_is_project(path) and b"memwarden" not in raw):
-        return {}  # spares the TOML parser, 0.6 MiB, in every project that does not use the file
-    table: Any = _parse_toml(raw, path)
-    for name in ("tool", "memwarden") if _is_project(path) else ():
-        table = table.get(name, {})
-        if not isinstance(table, dict):
-            raise ConfigError(f"{name!r} is not a table", where=path, mend="write the settings below [tool.memwarden]")
+def _files(environ: Mapping[str, str], folder: str | None) -> tuple[str, ...]:
+    """Where settings are looked for; the first file that has any is the one."""
+    named = environ.get("MEMWARDEN_CONFIG")
+    if named:
+        return (named,)
+    if folder is None:
+        return ()
+    return tuple(name if folder == "." else f"{folder}/{name}" for name in ("memwarden.toml", "pyproject.toml"))
+
+
+def table(name: str, *, environ: Mapping[str, str], folder: str | None = ".") -> tuple[dict[str, Any], str]:
+    """One of TABLES as the file has it, and where that is ("" where there is none). Raises ConfigError.
+
+    Whoever it is for parses it: nothing here knows channels or jobs.
+    """
+    if name not in TABLES:
+        raise ValueError(name)
+    named = environ.get("MEMWARDEN_CONFIG")
+    for path in _files(environ, folder):
+        whole = _read_whole(path, must=bool(named))
+        if not whole:
+            continue
+        found = whole.get(name, {})
+        if not isinstance(found, dict):
+            raise ConfigError(f"{name!r} is not a table", where=path, mend=f"write the settings below a table {name}")
+        return found, f"{path}: {name}" if found else ""
+    return {}, ""
+
+
+def _settings(whole: Mapping[str, Any], path: str) -> dict[str, tuple[Any, str]]:
     found = {}
-    for name, value in table.items():
+    for name, value in whole.items():
+        if name in TABLES:
+            continue
         where = f"{path}: {name}"
         setting = _known(name, where=where)
         found[setting.key] = (setting.parse(value, where=where), path)
     return found
+
+
+def _read_whole(path: str, *, must: bool) -> dict[str, Any]:
+    raw = _read_file(path, must=must)
+    if not raw or (_is_project(path) and b"memwarden" not in raw):
+        return {}  # spares the TOML parser, 0.6 MiB, in every project that does not use the file
+    whole: Any = _parse_toml(raw, path)
+    for name in ("tool", "memwarden") if _is_project(path) else ():
+        whole = whole.get(name, {})
+        if not isinstance(whole, dict):
+            raise ConfigError(f"{name!r} is not a table", where=path, mend="write the settings below [tool.memwarden]")
+    return dict(whole)
 
 
 def _is_project(path: str) -> bool:

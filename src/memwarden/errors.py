@@ -31,6 +31,8 @@ MemwardenError
 │   ├── ChunkError                    a chunk of a database run failed for good
 │   └── ReleasedError                 a chunk was read after the next one was asked for
 ├── MemoryRefused (MemoryError)       the fence refused an allocation, whatever it looked like at first
+├── DeliveryError                     a channel could not deliver; whether it is worth another try
+├── JobError                          a job that cannot be made, sent or run as asked
 ├── StoreError                        the store's file cannot or must not be used
 └── SuperviseError                    `memwarden run` itself could not do its work
 
@@ -330,6 +332,30 @@ class MemoryRefused(MemwardenError, MemoryError):  # noqa: N818  it is what a re
         self.room_bytes = room_bytes
         self.limit_bytes = limit_bytes
         self.headroom_bytes = headroom_bytes
+
+
+class DeliveryError(MemwardenError):
+    """A channel could not deliver.
+
+    `recoverable` says whether the same again may work later; `retry_after_s` is what the receiver asked for.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        mend: str | None = None,
+        recoverable: bool = True,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(what, where=where, mend=mend)
+        self.recoverable = recoverable
+        self.retry_after_s = retry_after_s
+
+
+class JobError(MemwardenError):
+    """A job that cannot be made, sent or run as asked."""
 
 
 class StoreError(MemwardenError):

@@ -283,7 +283,8 @@ class Leak(Fact):
     """What the watch for leaks says now: `stage` is off, quiet, suspected or confirmed, and since when.
 
     `cause`, `confidence` (0-100) and `evidence` are those of the last look, whatever the stage; `advice` fits them.
-    `samples` is how many the next look has before it; `reason` says why there is no verdict yet.
+    `samples` is how many the next look has before it; `reason` says why there is no verdict yet. `growing` names the
+    types that there are more and more of, where two censuses were taken since it was suspected.
     """
 
     stage: str
@@ -295,6 +296,7 @@ class Leak(Fact):
     advice: tuple[str, ...] = ()
     samples: int = 0
     reason: str = ""
+    growing: tuple[str, ...] = ()
 
 
 class Finding(Fact):
@@ -311,6 +313,28 @@ class Finding(Fact):
     unix_s: float
     pid: int
     leak: Leak | None = None
+
+
+class Notice(Fact):
+    """One thing to tell one channel. `details` holds JSON values only, and no secret.
+
+    `delivery_id` is the same at every attempt to deliver it: receivers take it for the one thing that it is. `key`
+    names the state that it is about (target and kind), so that raised, escalated and recovered belong together.
+    `kind` is the alert type (high_usage, limit_exceeded, leak, rapid_growth, collections, job_split, spike, oom_kill,
+    action, custom, test); `what` is raised, changed, escalated, reminded, recovered or test.
+    """
+
+    delivery_id: str
+    key: str
+    kind: str
+    what: str
+    level: Level
+    title: str
+    text: str
+    unix_s: float
+    target: str
+    host: str
+    details: Mapping[str, Any] = {}
 
 
 class Operation(Fact):

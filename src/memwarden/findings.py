@@ -44,6 +44,10 @@ PUNCTUAL = 0.95
 # A leak is told when it has taken this much within its window: an idle interpreter of 12 MiB that loads one module more
 # grows by 2 %, in perfect order, and nobody wants to hear of it.
 LEAST_BYTES = 2 * MIB
+# Types whose objects grew between two censuses bear witness when they make up this much of the growth meanwhile: sizes
+# in a census are shallow, and what strings and buffers hold is not in it.
+WITNESS_SHARE = 0.15
+WITNESS_BYTES = 64 << 10
 # Where this process is less than a quarter of what is counted, the limit is not its own (as `analyze` has it).
 OWN_SHARE = 0.25
 
@@ -70,7 +74,7 @@ class Findings:
     ) -> None:
         self._clock, self._pid, self._leak_s = clock, pid, leak_s
         self._more = columns
-        self._share = min(MOST_SHARE, COST_SHARE * max(1.0, USUAL_S / leak_s))
+        self.share = min(MOST_SHARE, COST_SHARE * max(1.0, USUAL_S / leak_s))
         self._history = History(window_s)
         self.due_s = self._rapid_due_s = self._spikes_due_s = self._look_due_s = float("-inf")
         self.leak_due_s = clock.monotonic() + leak_s * PUNCTUAL  # what was before the first interval is start-up
@@ -84,6 +88,7 @@ class Findings:
         self._slow = self._rapid = 0
         self._spike_end_s = self._spike_told_s = float("-inf")
         self._spikes_untold = 0
+        self._growing: tuple[str, ...] = ()
         self.leak = Leak(stage="quiet", reason="no sample yet")
 
     @staticmethod
@@ -128,6 +133,29 @@ class Findings:
         if self._watch is not None:
             self._watch.witness(text)
 
+    @property
+    def suspects(self) -> bool:
+        """Whether a suspicion stands, confirmed or not."""
+        return self._stage != "quiet"
+
+    def look_is_next(self, now_s: float) -> bool:
+        """Whether the next sample is to be looked at: what it shall know has to be found out before."""
+        watch = self._watch
+        return watch is not None and now_s >= max(self.leak_due_s, self._look_due_s) and watch.is_due(ahead=1)
+
+    def grew(self, rows: Sequence[tuple[str, int]], *, passed_s: float) -> bool:
+        """What grew by how many bytes between two censuses so far apart, most first; whether that bears witness."""
+        look = self._look
+        grown_bytes = (look.growth_bytes_per_minute or 0.0) / 60 * passed_s if look is not None else 0.0
+        least = max(WITNESS_BYTES, WITNESS_SHARE * grown_bytes)
+        told = [(text, size) for text, size in rows if size >= least / 4]
+        if not self.suspects or sum(size for _, size in told) < least:
+            return False
+        self._growing = tuple(text for text, _ in told)
+        self.leak = self.leak.replace(growing=self._growing)
+        self.witness(f"there are more and more objects: {'; '.join(self._growing)} in {format_duration(passed_s)}")
+        return True
+
     def _judge_leak(self, reading: Reading, *, calm: bool) -> Iterator[Finding]:
         if self._watch is None:
             from memwarden.judge.leakwatch import LeakWatch
@@ -137,7 +165,7 @@ class Findings:
         late_s = now_s - self.leak_due_s
         gap = late_s > (GAP_PERIODS - 1) * self._leak_s
         values = self._columns(reading)
-        self.leak_due_s = now_s + max(self._leak_s * PUNCTUAL, self._heap_cost_s / self._share)
+        self.leak_due_s = now_s + max(self._leak_s * PUNCTUAL, self._heap_cost_s / self.share)
         t_s, closed = self._closed.step(now_s, values, usual_s=self._leak_s, gap=gap)
         watch.add(t_s, **closed)
         if not (calm and watch.is_due() and now_s >= self._look_due_s):
@@ -146,7 +174,7 @@ class Findings:
             return
         start_s = self._clock.monotonic()
         look, told = watch.look(limit_bytes=_own_limit(reading))
-        self._look_due_s = now_s + (self._clock.monotonic() - start_s) / self._share
+        self._look_due_s = now_s + (self._clock.monotonic() - start_s) / self.share
         self._look = look
         grown_bytes = (look.growth_bytes_per_minute or 0.0) / 60 * (t_s - watch.columns().t_s[0])
         news = self._worth_telling(told, grown_bytes)
@@ -166,6 +194,8 @@ class Findings:
         self._untold = []
         for each in told:
             self._stage = each.what if each.what in {"suspected", "confirmed"} else "quiet"  # type: ignore[assignment]  # one of three
+        if self._stage == "quiet":
+            self._growing = ()
         return told
 
     def _columns(self, reading: Reading) -> dict[str, float | None]:
@@ -193,6 +223,7 @@ class Findings:
             evidence=look.evidence,
             advice=leak_advice(look, (), suspected=stands and look.cause != "", confirmed=sure, urgent=False),
             samples=len(watch),
+            growing=self._growing,
         )
 
     def _about_leak(self, told: Told, reading: Reading) -> Finding:

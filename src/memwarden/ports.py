@@ -8,11 +8,11 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from threading import Event
     from typing import Protocol
 
-    from memwarden.facts import Limit, Reading, Verdict
+    from memwarden.facts import Limit, Notice, Reading, Verdict
 else:
     Protocol = object  # typing costs the supervisor 0.5 MiB, and a Protocol does nothing at run time
 
@@ -154,3 +154,22 @@ class Action(Protocol):
 
     def apply(self, machine: Machine) -> int | None:
         """Do it. Returns the number of objects it dealt with, or None."""
+
+
+class Channel(Protocol):
+    """A way to tell somebody: mail, a chat, a webhook, a log. Built from configuration; one thread at a time."""
+
+    name: str  # as the configuration has it; unique
+    kind: str  # smtp, slack, webhook, ...
+
+    def check(self) -> tuple[str, ...]:
+        """What is wrong with its settings, one clear line each; nothing is sent."""
+
+    def warm_up(self) -> None:
+        """Import and connect as `send` will: one real handshake where the protocol has one. Raises DeliveryError."""
+
+    def send(self, notices: Sequence[Notice], *, timeout_s: float) -> None:
+        """Deliver them, together where the channel can. Back within `timeout_s`. Raises DeliveryError."""
+
+    def close(self) -> None:
+        """Give connections back."""

@@ -1,4 +1,4 @@
-"""The one SQLite file: what must outlive the process and is no black box. Checkpoints and dead letters so far.
+"""The one SQLite file: what must outlive the process and is no black box: checkpoints, dead letters, alerts.
 
 The file is `memwarden.db` in MEMWARDEN_DIR, else in the user's state directory; 0600 in a folder of 0700. It is in WAL
 mode with `synchronous = NORMAL`: whatever was written survives a SIGKILL of the process; a power cut may take the last
@@ -11,6 +11,7 @@ Safe across threads, and across forks: a child opens the file anew.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sqlite3
@@ -50,6 +51,79 @@ _MIGRATIONS = (
         error TEXT NOT NULL, attempts INTEGER NOT NULL, unix_s REAL NOT NULL
     );
     CREATE INDEX dead_letters_of ON dead_letters (name, id);
+    """,
+    # The ledger of jobs; `memwarden.jobs.ledger` says what the columns mean.
+    """
+    CREATE TABLE jobs (
+        id VARCHAR(40) NOT NULL PRIMARY KEY, name VARCHAR(200) NOT NULL, type VARCHAR(100) NOT NULL,
+        queue VARCHAR(100) NOT NULL, priority INTEGER NOT NULL, state VARCHAR(20) NOT NULL, arguments TEXT NOT NULL,
+        options TEXT NOT NULL, unique_key VARCHAR(250), touched INTEGER NOT NULL, created_unix_s FLOAT NOT NULL,
+        finished_unix_s FLOAT, expires_unix_s FLOAT, parts INTEGER NOT NULL, result TEXT, error TEXT
+    );
+    CREATE UNIQUE INDEX jobs_unique ON jobs (unique_key);
+    CREATE INDEX jobs_state ON jobs (state, created_unix_s);
+    CREATE INDEX jobs_expire ON jobs (expires_unix_s);
+    CREATE TABLE job_parts (
+        root VARCHAR(40) NOT NULL, part INTEGER NOT NULL, path VARCHAR(250) NOT NULL, parent INTEGER,
+        mode VARCHAR(10) NOT NULL, state VARCHAR(20) NOT NULL, low TEXT, high TEXT, position TEXT, pending TEXT,
+        chunk INTEGER NOT NULL, careful INTEGER NOT NULL, deaths INTEGER NOT NULL, blamed TEXT,
+        blamed_deaths INTEGER NOT NULL, innocent INTEGER NOT NULL, errors INTEGER NOT NULL, attempt INTEGER NOT NULL,
+        sent INTEGER NOT NULL, due_unix_s FLOAT NOT NULL, engine VARCHAR(40) NOT NULL, queue VARCHAR(100) NOT NULL,
+        priority INTEGER NOT NULL, holder TEXT, pid INTEGER, beat INTEGER NOT NULL, items INTEGER NOT NULL,
+        share INTEGER NOT NULL, result TEXT, error TEXT, updated_unix_s FLOAT NOT NULL, PRIMARY KEY (root, part)
+    );
+    CREATE INDEX job_parts_ready ON job_parts (state, engine, due_unix_s);
+    CREATE INDEX job_parts_path ON job_parts (root, path);
+    CREATE INDEX job_parts_parent ON job_parts (root, parent, state);
+    CREATE TABLE job_attempts (
+        root VARCHAR(40) NOT NULL, part INTEGER NOT NULL, attempt INTEGER NOT NULL, worker TEXT NOT NULL,
+        started_unix_s FLOAT NOT NULL, ended_unix_s FLOAT, ending VARCHAR(20), base_bytes BIGINT, peak_bytes BIGINT,
+        growth_bytes BIGINT, items INTEGER, text TEXT, PRIMARY KEY (root, part, attempt)
+    );
+    CREATE TABLE job_quarantine (
+        root VARCHAR(40) NOT NULL, part INTEGER NOT NULL, low TEXT, high TEXT, whole INTEGER NOT NULL,
+        deaths INTEGER NOT NULL, kind VARCHAR(20) NOT NULL, text TEXT, unix_s FLOAT NOT NULL, retried INTEGER NOT NULL
+    );
+    CREATE INDEX job_quarantine_of ON job_quarantine (root, part);
+    CREATE TABLE job_events (
+        unix_s FLOAT NOT NULL, kind VARCHAR(40) NOT NULL, root VARCHAR(40) NOT NULL, name VARCHAR(200) NOT NULL,
+        text TEXT NOT NULL, details TEXT NOT NULL
+    );
+    CREATE INDEX job_events_when ON job_events (unix_s);
+    CREATE TABLE job_sizes (
+        name VARCHAR(200) NOT NULL, kind VARCHAR(40) NOT NULL, histogram TEXT NOT NULL, unix_s FLOAT NOT NULL,
+        PRIMARY KEY (name, kind)
+    );
+    """,
+    """
+    CREATE TABLE alert_states (
+        key TEXT PRIMARY KEY, kind TEXT NOT NULL, target TEXT NOT NULL, scope TEXT NOT NULL, level INTEGER NOT NULL,
+        open INTEGER NOT NULL, wake_unix_s REAL, changed_unix_s REAL NOT NULL, state TEXT NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX alert_states_due ON alert_states (wake_unix_s) WHERE wake_unix_s IS NOT NULL;
+    CREATE INDEX alert_states_open ON alert_states (open, level);
+    CREATE TABLE alert_events (
+        seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, key TEXT NOT NULL, kind TEXT NOT NULL, what TEXT NOT NULL,
+        level INTEGER NOT NULL, title TEXT NOT NULL, text TEXT NOT NULL, unix_s REAL NOT NULL, target TEXT NOT NULL,
+        host TEXT NOT NULL, details TEXT NOT NULL, why TEXT NOT NULL
+    );
+    CREATE INDEX alert_events_at ON alert_events (unix_s);
+    CREATE TABLE alert_deliveries (
+        id TEXT PRIMARY KEY, event INTEGER NOT NULL, channel TEXT NOT NULL, state TEXT NOT NULL,
+        urgent INTEGER NOT NULL, attempts INTEGER NOT NULL, due_unix_s REAL NOT NULL, made_unix_s REAL NOT NULL,
+        done_unix_s REAL, owner TEXT NOT NULL, lease_unix_s REAL NOT NULL, error TEXT NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX alert_deliveries_of ON alert_deliveries (event);
+    CREATE INDEX alert_deliveries_pending ON alert_deliveries (channel, event) WHERE state = 'pending';
+    CREATE TABLE alert_channels (
+        name TEXT PRIMARY KEY, failures INTEGER NOT NULL, not_before_unix_s REAL NOT NULL, since_unix_s REAL,
+        sent INTEGER NOT NULL, dead INTEGER NOT NULL, error TEXT NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE alert_silences (
+        number INTEGER PRIMARY KEY AUTOINCREMENT, matcher TEXT NOT NULL, until_unix_s REAL NOT NULL,
+        author TEXT NOT NULL, comment TEXT NOT NULL, made_unix_s REAL NOT NULL
+    );
+    CREATE TABLE alert_taken (seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE);
     """,
 )
 
@@ -99,6 +173,8 @@ def state_directory(setting: str | None, environ: Mapping[str, str]) -> str | No
 class Store:
     """Opens the file in `folder` (None: the usual place). Raises StoreError where it must not or cannot be used.
 
+    `memory`, where given, says why it is to live in memory and not in a file.
+
     Every call is one transaction of its own, and waits at most 5 s for other writers.
     """
 
@@ -109,6 +185,7 @@ class Store:
         environ: Mapping[str, str] = os.environ,
         clock: Clock | None = None,
         mounts: str = "/proc/self/mountinfo",
+        memory: str = "",
     ) -> None:
         self._clock = clock or SystemClock()
         self._lock = threading.Lock()
@@ -118,6 +195,8 @@ class Store:
         self.path: str | None = None
         found = state_directory(folder, environ)
         try:
+            if memory:
+                raise OSError(memory)  # noqa: TRY301  one way out for all that keeps it from its file
             if found is None:
                 raise OSError("no folder is known: set MEMWARDEN_DIR")  # noqa: TRY301
             self.path = self._place(found, mounts)
@@ -140,7 +219,15 @@ class Store:
         if kind in IN_MEMORY:
             self.notes = (f"{folder} is on {kind}: it counts towards the memory limit, and is lost at a restart",)
         path = os.path.join(folder, FILE_NAME)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            # It is not opened here: closing it again would drop the locks that another Store of this process has on it
+            # (POSIX; sqlite.org/howtocorrupt, 2.2), and whoever closes the file next would take its log away.
+            if os.path.islink(path):
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path) from None
+            if not os.access(path, os.R_OK | os.W_OK):
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES), path) from None
         return path
 
     def _open(self, path: str) -> sqlite3.Connection:
@@ -182,7 +269,11 @@ class Store:
         self.close()
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One write transaction of a room that keeps its own tables here (jobs, alerts): all of it, or nothing.
+
+        Raises StoreError for whatever SQLite says. Not re-entrant: no other call of this Store within it.
+        """
         if self._pid != os.getpid():
             self._after_fork()
         with self._lock:
@@ -211,10 +302,8 @@ class Store:
 
     def checkpoints(self, name: str) -> tuple[Checkpoint, ...]:
         """Where each part of this run is, in the order of the parts; empty where there is none."""
-        with self._transaction() as db:
-            columns = ", ".join(Checkpoint._fields)
-            found = db.execute(f"SELECT {columns} FROM checkpoints WHERE name = ? ORDER BY part", (name,))  # noqa: S608
-            return tuple(_checkpoint(row) for row in found)
+        with self.transaction() as db:
+            return read_checkpoints(db, name)
 
     def write(self, checkpoint: Checkpoint) -> Checkpoint:
         """Write the next version of it; what was written. Raises CheckpointError where somebody else wrote one."""
@@ -224,14 +313,14 @@ class Store:
         """All of them, or none."""
         now = self._clock.wall()
         after = tuple(each.replace(version=each.version + 1, updated_unix_s=now) for each in checkpoints)
-        with self._transaction() as db:
+        with self.transaction() as db:
             for each in after:
-                _write(db, each)
+                write_checkpoint(db, each)
         return after
 
     def forget(self, name: str) -> None:
         """Have this run begin anew the next time; its dead letters go too."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute("DELETE FROM checkpoints WHERE name = ?", (name,))
             db.execute("DELETE FROM dead_letters WHERE name = ?", (name,))
 
@@ -240,16 +329,29 @@ class Store:
     def bury(self, letter: DeadLetter) -> None:
         """Keep one."""
         values = [getattr(letter, field) for field in DeadLetter._fields]
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute(f"INSERT INTO dead_letters ({', '.join(DeadLetter._fields)}) VALUES (?,?,?,?,?,?,?,?)", values)  # noqa: S608
 
     def dead_letters(self, name: str, *, most: int = 100) -> tuple[DeadLetter, ...]:
         """The newest ones of a run, at most so many."""
-        with self._transaction() as db:
+        with self.transaction() as db:
             columns = ", ".join(DeadLetter._fields)
             query = f"SELECT {columns} FROM dead_letters WHERE name = ? ORDER BY id DESC LIMIT ?"  # noqa: S608
             found = db.execute(query, (name, most)).fetchall()
         return tuple(DeadLetter(**dict(zip(DeadLetter._fields, row, strict=True))) for row in found)
+
+
+# The same statements serve the table of this file and the one in a sink of sqlite3 (`jobs.sink`): all names are ours.
+
+
+def read_checkpoints(
+    db: sqlite3.Connection, name: str, *, part: int | None = None, table: str = "checkpoints"
+) -> tuple[Checkpoint, ...]:
+    """Where each part of this run is, in the order of the parts; or that one part alone."""
+    query = f"SELECT {', '.join(Checkpoint._fields)} FROM {table} WHERE name = ?"  # noqa: S608  our names
+    if part is None:
+        return tuple(_checkpoint(row) for row in db.execute(f"{query} ORDER BY part", (name,)))
+    return tuple(_checkpoint(row) for row in db.execute(f"{query} AND part = ?", (name, part)))
 
 
 def _checkpoint(row: tuple[object, ...]) -> Checkpoint:
@@ -257,15 +359,16 @@ def _checkpoint(row: tuple[object, ...]) -> Checkpoint:
     return Checkpoint(**{**values, "done": bool(values["done"])})  # type: ignore[arg-type]
 
 
-def _write(db: sqlite3.Connection, it: Checkpoint) -> None:
+def write_checkpoint(db: sqlite3.Connection, it: Checkpoint, *, table: str = "checkpoints") -> None:
+    """Write this version, in the transaction of `db`. Raises CheckpointError where somebody else wrote it."""
     values = [getattr(it, field) for field in Checkpoint._fields]
     if it.version == 1:
         marks = ",".join("?" * len(values))
-        query = f"INSERT OR IGNORE INTO checkpoints ({', '.join(Checkpoint._fields)}) VALUES ({marks})"  # noqa: S608
+        query = f"INSERT OR IGNORE INTO {table} ({', '.join(Checkpoint._fields)}) VALUES ({marks})"  # noqa: S608  our names
         done = db.execute(query, values).rowcount
     else:
         sets = ", ".join(f"{field} = ?" for field in Checkpoint._fields)
-        query = f"UPDATE checkpoints SET {sets} WHERE name = ? AND part = ? AND version = ?"  # noqa: S608
+        query = f"UPDATE {table} SET {sets} WHERE name = ? AND part = ? AND version = ?"  # noqa: S608  our names
         done = db.execute(query, (*values, it.name, it.part, it.version - 1)).rowcount
     if done != 1:
         raise CheckpointError.taken(it.name)

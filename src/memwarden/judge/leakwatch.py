@@ -174,9 +174,9 @@ class LeakWatch:
             return 0.0
         return look.growth_bytes_per_minute / 60 * (self._t_s[-1] - self._t_s[0])
 
-    def is_due(self) -> bool:
-        """Whether enough has come in since the last look."""
-        return len(self._t_s) >= LEAST_SAMPLES and self._seen >= self._due
+    def is_due(self, *, ahead: int = 0) -> bool:
+        """Whether enough has come in since the last look, or will have with so many samples more."""
+        return len(self._t_s) + ahead >= LEAST_SAMPLES and self._seen + ahead >= self._due
 
     def look(self, *, limit_bytes: float | None = None) -> tuple[Look, tuple[Told, ...]]:
         """Judge what is kept now; and what has changed by it, to be told."""

@@ -202,9 +202,9 @@ class Sensor:
 
     def read(self) -> Reading:
         """A whole reading. Raises ProcessNotFoundError where the process (not our own) has ended."""
-        now_s = self.clock.monotonic()
         if self._opened_by != getpid():
-            self._after_fork()
+            self._after_fork()  # before the time is taken: what it finds due at once must not lie ahead
+        now_s = self.clock.monotonic()
         if now_s >= self._rediscover_s:
             self._discover(now_s)
         rss = self.rss_bytes()
