@@ -11,6 +11,13 @@ counts it. (Numbers at both ends, as a seqlock has them, miss a record that was 
 a flipped bit; the check sum costs a tick 0.2 us more.) Texts are cut to their field. Nothing of a request's content is
 ever written.
 
+Between the state and the command slot stands until when nothing moved (`still_place`), behind the answer to a command
+what the watch for leaks says (`put_leak`).
+
+A process that tells of its alerts has 16 KiB more behind all that: sixteen slots for what is to be told (`post`).
+Whoever tells it (its own sender, the service, or the next one to come when it is dead) says so in the slot
+(`mark_taken`): a slot is free again when that is the number of its record.
+
 What is not here: when to write (`warden`, `supervise`) and what a death means (`supervise.autopsy`).
 """
 
@@ -29,6 +36,7 @@ from memwarden.facts import Fact, Level
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
 SIZE = 256 * 1024
 _MAGIC = b"MEMWRDN2"
@@ -40,10 +48,15 @@ _HEADER = struct.Struct("<8sIII4xddQ512s")
 _STATE_AT = 640
 # limit, oom kills, level, ended, exit status, limit source, cgroup folder, verdict
 _STATE = struct.Struct("<QQIIi4x256s256s64s")
+_STILL_AT = 1536
+STILL = struct.Struct("<QdQ")  # number of the tick that it goes on from, monotonic, used
 _COMMAND_AT = 2048
 _COMMAND = struct.Struct("<Q16s")  # id, verb
 _ANSWER_AT = 2112
 _ANSWER = struct.Struct("<Q960s")  # id, text
+_LEAK_AT = 3088
+# since when unix, told unix, bytes a minute, confidence, stage, cause, text, growing types one to a line
+_LEAK = struct.Struct("<dddI4x16s24s320s600s")
 _SLOTS_AT = 4096
 _SLOT = struct.Struct("<QddQQ80s")  # 1 while in flight, unix, monotonic, before, thread, name
 _SLOT_SIZE = 128
@@ -56,8 +69,20 @@ _TICKS_AT = _EVENTS_AT + _EVENT_SIZE * _EVENTS
 _TICK = struct.Struct("<QddQQQII")  # number, unix, monotonic, rss, used, limit, level, late in us
 _TICK_SIZE = 64
 _TICKS = (SIZE - _TICKS_AT) // _TICK_SIZE
+_TICKS_AT_ONCE = 64
+
+# Behind the ring, where the box was asked for them: what was taken of the slot, number, unix, monotonic, text.
+_POSTS_AT = SIZE
+_POST = struct.Struct("<Qdd984s")
+_POST_SIZE = 1024
+_POSTS = 16
+SIZE_WITH_POSTS = SIZE + _POST_SIZE * _POSTS
+# The first slots are for the most urgent alone: a crowd of the others must not be in their way.
+_RESERVED = 2
+POST_BYTES = 984
 
 _FREE = bytes(8)
+_NAN, _MOST_BYTES = float("nan"), 2.0**63
 KINDS = ("inside", "outside")
 # How many black boxes of the dead are kept: two days of a process that restarts every hour, in 16 MiB.
 KEEP = 64
@@ -99,6 +124,32 @@ class InFlight(Fact):
     thread: int
 
 
+class LeakState(Fact):
+    """What the watch for leaks said last: its `stage`, since when, when and how that was told, and what grows.
+
+    It has a place of its own: the event that told it is lost after 256 others.
+    """
+
+    stage: str
+    since_unix_s: float | None
+    unix_s: float
+    text: str
+    cause: str = ""
+    confidence: int = 0
+    growth_bytes_per_minute: float | None = None
+    growing: tuple[str, ...] = ()
+
+
+class Post(Fact):
+    """What is to be told and was not yet taken; `slot` and `number` are for `mark_taken`."""
+
+    slot: int
+    number: int
+    unix_s: float
+    monotonic_s: float
+    text: str
+
+
 class Box(Fact):
     """A black box as read: `kind` is inside (written by the process) or outside (by its supervisor)."""
 
@@ -121,6 +172,8 @@ class Box(Fact):
     events: tuple[Event, ...]
     in_flight: tuple[InFlight, ...]
     damaged: int = 0
+    leak: LeakState | None = None
+    posts: tuple[Post, ...] = ()
 
 
 def directory(setting: str | None, environ: Mapping[str, str], uid: int) -> str:
@@ -169,9 +222,12 @@ class BlackBox:
         supervisor_pid: int = 0,
         start_ticks: int = 0,
         argv: str = "",
+        posts: bool = False,
     ) -> None:
         self.reason = ""
         self.path: str | None = None
+        self._size = SIZE_WITH_POSTS if posts else SIZE
+        self._posted = 0
         self._map = self._open(folder, f"{kind}-{pid}-", int(unix_s * 1000))
         words = _cut(argv, 512)
         self._put(
@@ -188,15 +244,15 @@ class BlackBox:
     def _open(self, folder: str | None, name: str, born_ms: int) -> mmap.mmap:
         if folder is None:
             self.reason = "switched off"
-            return mmap.mmap(-1, SIZE)
+            return mmap.mmap(-1, self._size)
         try:
             _make_private(folder)
             forget_old(folder)
             fd, self.path = _create(os.path.join(folder, name), born_ms)
             try:
                 # The blocks are taken now: a write to a mapped hole on a full disk would be a SIGBUS, and our fault.
-                _take_blocks(fd)
-                return mmap.mmap(fd, SIZE)
+                _take_blocks(fd, self._size)
+                return mmap.mmap(fd, self._size)
             finally:
                 os.close(fd)
         except OSError as error:
@@ -204,7 +260,7 @@ class BlackBox:
             if self.path is not None:
                 forget(self.path)
                 self.path = None
-            return mmap.mmap(-1, SIZE)
+            return mmap.mmap(-1, self._size)
 
     def _put(self, at: int, body: bytes) -> None:
         self._map[at : at + len(body) + _SEAL] = body + crc32(body).to_bytes(_SEAL, "little")
@@ -244,6 +300,22 @@ class BlackBox:
         if level != self._level:
             self._level = level
             self._write_state()
+
+    def put_leak(self, state: LeakState) -> None:
+        """What the watch for leaks says now, in place of what it said before."""
+        since_s, growth = state.since_unix_s, state.growth_bytes_per_minute
+        self._put(
+            _LEAK_AT,
+            _LEAK.pack(
+                _NAN if since_s is None else since_s, state.unix_s, _NAN if growth is None else growth,
+                max(0, min(state.confidence, 100)), _cut(state.stage, 16), _cut(state.cause, 24), _cut(state.text, 320),
+                _cut("\n".join(state.growing), 600),
+            ),
+        )  # fmt: skip
+
+    def still_place(self) -> tuple[mmap.mmap, int, int]:
+        """Where a glance is written that saw nothing move: until then the last tick lasts, whose number comes along."""
+        return self._map, _STILL_AT, self._ticks
 
     def event(
         self,
@@ -295,6 +367,41 @@ class BlackBox:
         """The answer to a command."""
         self._put(_ANSWER_AT, _ANSWER.pack(identity, _cut(text, 960)))
 
+    def post(self, unix_s: float, monotonic_s: float, text: str, *, urgent: bool = False) -> bool:
+        """Leave something to be told in a free slot, of at most POST_BYTES as UTF-8; false where none is free.
+
+        From then on it survives a SIGKILL. A box without slots has none free.
+        """
+        if self._size == SIZE:
+            return False
+        for slot in range(0 if urgent else _RESERVED, _POSTS):
+            at = _POSTS_AT + slot * _POST_SIZE
+            # The number stands for the record: while it differs from what was taken, nobody has told it yet.
+            if self._map[at : at + 8] != self._map[at + 8 : at + 16]:
+                continue
+            self._posted = number = self._posted + 1
+            # Sealed before its number is there: until then, and in one instant, it is free, and after it whole.
+            body = _POST.pack(number, unix_s, monotonic_s, _cut(text, POST_BYTES))
+            self._map[at + 16 : at + 8 + len(body) + _SEAL] = body[8:] + crc32(body).to_bytes(_SEAL, "little")
+            self._map[at + 8 : at + 16] = body[:8]
+            return True
+        return False
+
+    def posts(self) -> tuple[Post, ...]:
+        """What is left to be told, in the order in which it was posted."""
+        return _read_posts(self._map)[0] if self._size != SIZE else ()
+
+    def is_urgent(self) -> bool:
+        """Whether something urgent is left to be told."""
+        ends = (_POSTS_AT + slot * _POST_SIZE for slot in range(_RESERVED)) if self._size != SIZE else ()
+        return any(self._map[at : at + 8] != self._map[at + 8 : at + 16] for at in ends)
+
+    def take(self, post: Post) -> None:
+        """It is told, or kept where nothing is lost: its slot is free."""
+        at = _POSTS_AT + post.slot * _POST_SIZE
+        if self._map[at + 8 : at + 16] == post.number.to_bytes(8, "little"):
+            self._map[at : at + 8] = post.number.to_bytes(8, "little")
+
     def end_life(self, verdict: str, *, exit_status: int | None = None, oom_kills: int | None = None) -> None:
         """The last word: "clean" at its exit or "stopped" by the process itself, or what its supervisor saw."""
         self._verdict, self._ended = _cut(verdict, 64), 1
@@ -324,12 +431,12 @@ def _create(prefix: str, born_ms: int) -> tuple[int, str]:
     raise OSError(errno.EEXIST, f"{_NAMES} boxes of this very moment exist already")
 
 
-def _take_blocks(fd: int) -> None:
+def _take_blocks(fd: int, size: int) -> None:
     """Have the file's blocks for good. Raises OSError on a full disk. macOS has no posix_fallocate."""
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(fd, 0, SIZE)
+        os.posix_fallocate(fd, 0, size)
     else:
-        os.write(fd, bytes(SIZE))
+        os.write(fd, bytes(size))
 
 
 def _known(value: int | None) -> int:
@@ -357,12 +464,21 @@ def _is_whole(raw: bytes | mmap.mmap, at: int, record: struct.Struct) -> bool:
 def forget_old(folder: str, *, keep: int = KEEP) -> None:
     """Remove the oldest boxes that are at their end, or whose process is gone, beyond the newest `keep`.
 
-    Raises OSError.
+    One with something in it that nobody told yet stays until it is beyond four times as many. Raises OSError.
     """
-    for path in find_boxes(folder)[keep:]:
+    for number, path in enumerate(find_boxes(folder)[keep:], keep):
         pid = _pid_of(os.path.basename(path))
         if pid and (not os.path.exists(f"/proc/{pid}") or _is_ended(path)):
+            if number < keep * 4 and _has_posts(path):
+                continue
             forget(path)
+
+
+def _has_posts(path: str) -> bool:
+    try:
+        return os.path.getsize(path) != SIZE and bool(read_posts(path))
+    except (OSError, BlackBoxError):
+        return False
 
 
 def _is_ended(path: str) -> bool:
@@ -419,7 +535,7 @@ def read_box(path: str) -> Box:
 
     Records that were being written, or make no sense, are left out and counted in `damaged`.
     """
-    raw = _read_file(path, SIZE + 1)
+    raw = _read_file(path, SIZE_WITH_POSTS + 1)
     if not raw.startswith(_MAGIC):
         raise BlackBoxError(
             f"is no black box ({len(raw)} bytes)",
@@ -434,8 +550,13 @@ def read_box(path: str) -> Box:
     state = _read_state(raw)
     known = state if state is not None else _NO_STATE
     ticks, broken_ticks = _read_ring(raw, _TICKS_AT, _TICK, _TICK_SIZE, _TICKS)
+    told, broken_still = _read_still(raw, ticks)
+    leak, broken_leak = _read_leak(raw)
     events, broken_events = _read_ring(raw, _EVENTS_AT, _EVENT, _EVENT_SIZE, _EVENTS)
     in_flight, broken_slots = _read_slots(raw)
+    posts, broken_posts = _read_posts(raw)
+    broken_places = broken_still + broken_leak + broken_posts
+    wrong_size = len(raw) not in (SIZE, SIZE_WITH_POSTS)
     return Box(
         path=path,
         kind=KINDS[kind] if kind < len(KINDS) else "inside",
@@ -444,10 +565,12 @@ def read_box(path: str) -> Box:
         start_unix_s=_time(unix_s),
         start_ticks=start_ticks,
         argv=_text(argv),
-        ticks=tuple(_tick(each) for each in ticks),
+        ticks=told,
         events=tuple(_event(each) for each in events),
         in_flight=tuple(in_flight),
-        damaged=broken_ticks + broken_events + broken_slots + (state is None) + (len(raw) != SIZE),
+        leak=leak,
+        posts=posts,
+        damaged=broken_ticks + broken_events + broken_slots + broken_places + (state is None) + wrong_size,
         limit_bytes=known.limit_bytes,
         limit_source=known.limit_source,
         cgroup=known.cgroup,
@@ -508,9 +631,7 @@ def _read_state(raw: bytes) -> _State | None:
     )
 
 
-def _read_ring(
-    raw: bytes, at: int, record: struct.Struct, size: int, count: int
-) -> tuple[list[tuple[object, ...]], int]:
+def _read_ring(raw: bytes, at: int, record: struct.Struct, size: int, count: int) -> tuple[list[tuple[Any, ...]], int]:
     """The whole records of a ring in the order they were written, and how many were torn."""
     found, torn = [], 0
     for index in range(count):
@@ -527,6 +648,45 @@ def _read_ring(
     found.sort()
     newest = found[-1][0] if found else 0
     return [fields for fields in found if fields[0] > newest - count], torn
+
+
+def _read_still(raw: bytes, ticks: list[tuple[Any, ...]]) -> tuple[tuple[Tick, ...], bool]:
+    """The ticks, one more where nothing moved for a while after the last one; and whether that record was torn."""
+    told = tuple(_tick(each) for each in ticks)
+    if not any(raw[_STILL_AT : _STILL_AT + STILL.size + _SEAL]):
+        return told, False
+    if not _is_whole(raw, _STILL_AT, STILL):
+        return told, True
+    number, monotonic_s, used = STILL.unpack_from(raw, _STILL_AT)
+    newest = ticks[-1][0] if ticks else 0
+    if number != newest or not told:
+        return told, number > newest  # of a tick before that one; or that which it goes on from was torn
+    last = told[-1]
+    lasted_s = _float(monotonic_s) - last.monotonic_s
+    if lasted_s <= 0:
+        return told, False
+    more = last.replace(unix_s=last.unix_s + lasted_s, monotonic_s=monotonic_s, used_bytes=used, late_s=0.0)
+    return (*told, more), False
+
+
+def _read_leak(raw: bytes) -> tuple[LeakState | None, bool]:
+    """What the watch for leaks said; and whether the record was torn."""
+    if not any(raw[_LEAK_AT : _LEAK_AT + _LEAK.size + _SEAL]):
+        return None, False
+    if not _is_whole(raw, _LEAK_AT, _LEAK):
+        return None, True
+    since_s, unix_s, growth, confidence, stage, cause, text, growing = _LEAK.unpack_from(raw, _LEAK_AT)
+    state = LeakState(
+        stage=_text(stage),
+        since_unix_s=since_s if _sane(since_s) else None,
+        unix_s=_time(unix_s),
+        text=_text(text),
+        cause=_text(cause),
+        confidence=min(confidence, 100),
+        growth_bytes_per_minute=growth if abs(growth) < _MOST_BYTES else None,
+        growing=tuple(_text(line) for line in growing.rstrip(b"\0").split(b"\n") if line),
+    )
+    return state, False
 
 
 def _sane(unix_s: float) -> bool:
@@ -593,6 +753,142 @@ def _read_slots(raw: bytes) -> tuple[list[InFlight], int]:
             )
         )
     return found, torn
+
+
+def _read_posts(raw: bytes | mmap.mmap) -> tuple[tuple[Post, ...], int]:
+    """What is left to be told, the oldest first, and how many slots were torn."""
+    found, torn = [], 0
+    for slot in range(_POSTS):
+        at = _POSTS_AT + slot * _POST_SIZE
+        if at + _POST_SIZE > len(raw):
+            break
+        if raw[at : at + 8] == raw[at + 8 : at + 16]:
+            continue
+        number, unix_s, monotonic_s, text = _POST.unpack_from(raw, at + 8)
+        if not _is_whole(raw, at + 8, _POST) or not _sane(unix_s):
+            torn += 1
+            continue
+        found.append(Post(slot=slot, number=number, unix_s=unix_s, monotonic_s=_float(monotonic_s), text=_text(text)))
+    return tuple(sorted(found, key=lambda post: post.number)), torn
+
+
+def read_posts(path: str) -> tuple[Post, ...]:
+    """What is left to be told in a box, living or dead. Raises BlackBoxError where it is none."""
+    raw = _read_file(path, SIZE_WITH_POSTS + 1)
+    if not raw.startswith(_MAGIC):
+        raise BlackBoxError("is no black box", where=path)
+    return _read_posts(raw)[0]
+
+
+def mark_taken(path: str, post: Post) -> None:
+    """Say in somebody else's box that a post of it is told, or kept where nothing is lost. Raises BlackBoxError."""
+    at, number = _POSTS_AT + post.slot * _POST_SIZE, post.number.to_bytes(8, "little")
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        raise BlackBoxError(f"cannot be written: {_why(error)}", where=path) from error
+    try:
+        if os.pread(fd, len(_MAGIC), 0) == _MAGIC and os.pread(fd, 8, at + 8) == number:
+            os.pwrite(fd, number, at)
+    except OSError as error:
+        raise BlackBoxError(f"cannot be written: {_why(error)}", where=path) from error
+    finally:
+        os.close(fd)
+
+
+class TickReader:
+    """Follows the ticks of one box: what is new is read, and nothing else. For whoever keeps them longer.
+
+    `last` is the number of the newest tick that was handed out, 0 at first; a reader that continues where another one
+    stopped is given it. Ticks that were overwritten before they were read, or are damaged, are counted in `lost`.
+    Raises BlackBoxError where the file is no box.
+    """
+
+    def __init__(self, path: str, *, last: int = 0) -> None:
+        self.path, self.last, self.lost = path, last, 0
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            raise BlackBoxError(f"cannot be read: {_why(error)}", where=path) from error
+        try:
+            raw = os.pread(self._fd, _STATE_AT, 0)
+            is_file = stat.S_ISREG(os.fstat(self._fd).st_mode)
+        except OSError as error:
+            os.close(self._fd)
+            raise BlackBoxError(f"cannot be read: {_why(error)}", where=path) from error
+        if not is_file or not raw.startswith(_MAGIC) or len(raw) < _STATE_AT or not _is_whole(raw, 0, _HEADER):
+            os.close(self._fd)
+            raise BlackBoxError("is no black box, or its header is damaged", where=path)
+        _, self.pid, self.supervisor_pid, kind, unix_s, _, self.start_ticks, argv = _HEADER.unpack_from(raw, 0)
+        self.kind = KINDS[kind] if kind < len(KINDS) else "inside"
+        self.start_unix_s = _time(unix_s)
+        self.argv = _text(argv)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+    def state(self) -> tuple[bool, str]:
+        """Whether its writer said its last word, and which."""
+        found = _read_state(os.pread(self._fd, _COMMAND_AT, 0))
+        return (found.ended, found.verdict) if found is not None else (False, "")
+
+    def has_posts(self) -> bool:
+        """Whether something is left to be told in its slots."""
+        raw = os.pread(self._fd, SIZE_WITH_POSTS - SIZE, _POSTS_AT)
+        return any(raw[at : at + 8] != raw[at + 8 : at + 16] for at in range(0, len(raw) - _POST_SIZE + 1, _POST_SIZE))
+
+    def read(self) -> list[tuple[int, float, int | None, int | None, int | None, int]]:
+        """What came since, at most a ring full: (number, unix, rss, used, limit, level) each, in their order.
+
+        Raises OSError.
+        """
+        found: list[tuple[int, float, int | None, int | None, int | None, int]] = []
+        while len(found) < _TICKS and (self._take_some(found) or self._catch_up()):
+            pass
+        return found
+
+    def _take_some(self, found: list[tuple[int, float, int | None, int | None, int | None, int]]) -> bool:
+        """Some of them; whether there may be more."""
+        start = (self.last + 1) % _TICKS
+        count = min(_TICKS_AT_ONCE, _TICKS - start)
+        raw = os.pread(self._fd, count * _TICK_SIZE, _TICKS_AT + start * _TICK_SIZE)
+        for at in range(0, len(raw) - _TICK_SIZE + 1, _TICK_SIZE):
+            number = int.from_bytes(raw[at : at + 8], "little")
+            if number != self.last + 1 or not _is_whole(raw[at : at + _TICK_SIZE], 0, _TICK):
+                return False
+            _, unix_s, _, rss, used, limit, level, _ = _TICK.unpack_from(raw, at)
+            self.last = number
+            if _sane(unix_s):
+                found.append((number, unix_s, _value(rss), _value(used), _value(limit), min(level, Level.EMERGENCY)))
+            else:
+                self.lost += 1
+        return len(raw) == count * _TICK_SIZE
+
+    def _catch_up(self) -> bool:
+        """Where the tick that is due is lost, go on before the next that is there; whether there is one.
+
+        A writer goes in order, so it is lost when a later one is there: it was overwritten, or damaged. Raises OSError.
+        """
+        if not self._later(self.last + 1, _TICKS_AT_ONCE):
+            return False
+        later = self._later(0, _TICKS)
+        if not later:
+            return False
+        self.lost += min(later) - self.last - 1
+        self.last = min(later) - 1
+        return True
+
+    def _later(self, first: int, count: int) -> list[int]:
+        """Numbers above the one that is due, of the whole ones of so many places from that of `first` on."""
+        start = first % _TICKS
+        raw = os.pread(self._fd, min(count, _TICKS - start) * _TICK_SIZE, _TICKS_AT + start * _TICK_SIZE)
+        return [
+            number
+            for at in range(0, len(raw) - _TICK_SIZE + 1, _TICK_SIZE)
+            if (number := int.from_bytes(raw[at : at + 8], "little")) > self.last + 1
+            and _is_whole(raw[at : at + _TICK_SIZE], 0, _TICK)
+        ]
 
 
 def send_command(path: str, identity: int, verb: str) -> None:
