@@ -250,8 +250,12 @@ class Ladder:
             return "it is resting"
         return self._unsafe(action)
 
+    def would_copy(self) -> bool:
+        """Whether touching every object would copy pages that forked processes share. Costs a file per thread."""
+        return gc.get_freeze_count() < FROZEN_OBJECTS and self._forked()
+
     def _unsafe(self, action: Action) -> str | None:
-        if action.fork_unsafe and gc.get_freeze_count() < FROZEN_OBJECTS and self._forked():
+        if action.fork_unsafe and self.would_copy():
             return "among forked processes whose heap is not frozen it would copy every shared page"
         return None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 
-from memwarden.blackbox import Box, Event, InFlight, Tick, find_boxes, read_box
+from memwarden.blackbox import Box, Event, InFlight, LeakState, Tick, find_boxes, read_box
 from memwarden.errors import BlackBoxError
 from memwarden.facts import Fact
 from memwarden.sense import parse
@@ -28,6 +28,9 @@ TAIL_S = 10.0
 GROWTH_S = 5.0
 LAST_ACTIONS = 5
 ROWS = 10
+
+# The stages of a leak that stands.
+_STANDING = ("suspected", "confirmed")
 
 _HEADLINES = {
     "oom_kill": "was killed by the kernel for memory (OOM kill)",
@@ -70,6 +73,7 @@ class Autopsy(Fact):
     ticks: tuple[Tick, ...]
     boxes: tuple[str, ...]
     damaged: int = 0
+    leak: LeakState | None = None
 
 
 def is_alive(machine: Machine, box: Box) -> bool:
@@ -159,6 +163,7 @@ def examine(machine: Machine, boxes: tuple[Box, ...]) -> Autopsy:
         ticks=tuple(tick for tick in ticks if tick.unix_s >= ended_s - TAIL_S),
         boxes=tuple(box.path for box in boxes),
         damaged=sum(box.damaged for box in boxes),
+        leak=own.leak if own.leak is not None and own.leak.stage in _STANDING else None,
     )
 
 
@@ -245,6 +250,7 @@ def tell(autopsy: Autopsy) -> list[str]:
         late = f"; its latest tick ever came {format_duration(autopsy.longest_late_s)} late"
         lines.append(f"  blind      it had last looked itself {format_duration(autopsy.blind_s)} before the end{late}")
     lines += [_say_flight(each, autopsy.ended_unix_s) for each in autopsy.in_flight]
+    lines += _say_leak(autopsy)
     lines += [f"  level      {_ago(event, autopsy)}: {event.text}" for event in autopsy.levels]
     lines += [f"  action     {_ago(event, autopsy)}: {event.text}" for event in autopsy.actions]
     lines += _table(autopsy)
@@ -260,6 +266,15 @@ def _of_limit(size: int | None, limit: int | None) -> str:
 def _say_flight(operation: InFlight, ended_s: float) -> str:
     lasted = format_duration(max(0.0, ended_s - operation.unix_s))
     return f"  in flight  {operation.name}, since {lasted}, begun at {format_bytes(operation.before_bytes)} resident"
+
+
+def _say_leak(autopsy: Autopsy) -> list[str]:
+    """The leak that stood at the end."""
+    leak = autopsy.leak
+    if leak is None:
+        return []
+    ago = format_duration(max(0.0, autopsy.ended_unix_s - leak.unix_s))
+    return [f"  leak       {ago} before: {leak.text}", *(f"  grows      {text}" for text in leak.growing)]
 
 
 def _ago(event: Event, autopsy: Autopsy) -> str:

@@ -347,6 +347,16 @@ class TreeFence:
             self._tight = False
 
     @property
+    def may_rest(self) -> bool:
+        """Whether it stands right as long as nothing moves: nobody may need the share of one who sleeps."""
+        return self.exempts_all or len(self._members) == 1
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What reads otherwise when somebody has mapped or touched something."""
+        return tuple(f"/proc/{pid}/statm" for pid in self._members)
+
+    @property
     def exempts_all(self) -> bool:
         """Whether nobody is behind it."""
         return bool(self._members) and all(member.exempt for member in self._members.values())

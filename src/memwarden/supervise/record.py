@@ -14,6 +14,7 @@ from memwarden.sense import parse
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from mmap import mmap
     from typing import Protocol
 
     from memwarden.supervise.deaths import Death
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
         ) -> None:
             """One look. `usage_bytes` counts against `limit_bytes`; `rss_bytes` is the command's process."""
 
+        def still_place(self) -> tuple[mmap | bytearray, int, int]:
+            """Where a glance is written that sees nothing move since the last tick, and that one's number."""
+
         def event(self, text: str) -> None:
             """Something happened: an alarm, a kernel kill in the tree, a stop."""
 
@@ -48,6 +52,10 @@ class NoRecord:
 
     def tick(self, **_figures: object) -> None:
         """Nothing."""
+
+    def still_place(self) -> tuple[mmap | bytearray, int, int]:
+        """Some bytes that nobody reads."""
+        return bytearray(64), 0, 0
 
     def event(self, text: str) -> None:
         """Nothing."""
@@ -85,6 +93,7 @@ class BoxRecord:
         if self._box.reason:
             raise OSError(self._box.reason)
         self._box.place(limit_bytes, source, cgroup=None, oom_kills=None)
+        self.still_place = self._box.still_place
 
     def tick(
         self,

@@ -21,7 +21,7 @@ class Settings(Fact):
     """Sizes in bytes, durations in seconds.
 
     `limit_bytes` None sets no new limit. `scoped` is true in the second run inside a systemd scope, so that
-    there is never a third. `max_restarts` None is any number.
+    there is never a third. `max_restarts` None is any number. `alerts` has people told of deaths.
     """
 
     command: tuple[str, ...]
@@ -41,6 +41,7 @@ class Settings(Fact):
     brake_s: float = 2.0
     environment: tuple[tuple[str, str], ...] = ()
     quiet: bool = False
+    alerts: bool = False
     scoped: bool = False
 
 

@@ -9,15 +9,16 @@ import time
 from memwarden.errors import MemwardenError, SuperviseError
 from memwarden.sense.limit import find_limit
 from memwarden.sense.machine import Machine
-from memwarden.supervise import postmortem, signals
+from memwarden.supervise import alerts, postmortem, signals
 from memwarden.supervise.cgroup import Confinement, confine, living_in
-from memwarden.supervise.deaths import MACHINE_COUNTER, Death, KernelLog, KillCounter, KillWatch, classify
+from memwarden.supervise.deaths import CLEAN, MACHINE_COUNTER, Death, KernelLog, KillCounter, KillWatch, classify
 from memwarden.supervise.fence import TreeFence, meters_of
 from memwarden.supervise.record import NoRecord, no_record
 from memwarden.supervise.restart import RestartPolicy
 from memwarden.supervise.spawn import Launch
 from memwarden.supervise.tree import Tree, is_below, is_doomed
-from memwarden.supervise.watch import FENCED_WALK_S, Brake, Eyes, History, Look, Pace
+from memwarden.supervise.vigil import DUE, SIGNALLED, make_vigil
+from memwarden.supervise.watch import CALM_TICK_S, FENCED_WALK_S, Brake, Eyes, History, Look, Pace, rest_after
 from memwarden.units import format_bytes
 
 TYPE_CHECKING = False
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from memwarden.supervise.record import OpenRecorder, Recorder
     from memwarden.supervise.settings import Settings
+    from memwarden.supervise.watch import Rest
 
 # After a SIGKILL of everything: how long a process may hang in the kernel before we report it and go.
 _KILL_PATIENCE_S = 5.0
@@ -76,6 +78,7 @@ class Supervisor:
         self._confinement = Confinement(None)
         self._limit_bytes = settings.limit_bytes
         self._limit_source = settings.limit_source
+        self._telling: int | None = None
         self._ended = False  # somebody asked for the end: nothing is started again
 
     def run(self) -> int:
@@ -165,7 +168,9 @@ class Supervisor:
             if terminal is not None:
                 _take_terminal_back(terminal)
             delay_s = self._after(life, death)
-            if delay_s is None or not self._wait_for_restart(delay_s):
+            goes_on = delay_s is not None and self._wait_for_restart(delay_s)
+            self._end_telling()
+            if not goes_on or self._ended:
                 return death.exit_code
 
     def _after(self, life: Life, death: Death) -> float | None:
@@ -177,7 +182,15 @@ class Supervisor:
             decision = self._policy.after(death, lived_s=life.lived_s, now_s=now_s)
             then, delay_s = decision.why, decision.delay_s
         self._say(postmortem.render(death, life.story(asked=asked), then=then))
+        if self._settings.alerts and death.verdict != CLEAN and not asked:
+            self._telling = alerts.start()
         return delay_s
+
+    def _end_telling(self) -> None:
+        """Nothing of ours may run beside the next life, which is told from the tree below us; nor outlive us."""
+        pid, self._telling = self._telling, None
+        if pid is not None and not alerts.wait_for(pid, self._clock):
+            self._ended = True
 
     def _wait_for_restart(self, delay_s: float) -> bool:
         """Sleep until it is time; False when somebody ends us meanwhile."""
@@ -274,6 +287,11 @@ class Life:
         self._keyboard: dict[int, float] = {}
         self._kill_at_s: float | None = None
         self._eyes = Eyes(cgroup if supervisor.cgroup_counts else None, self._pid)
+        self._looked: Look | None = None
+        self._rest: Rest | None = None
+        self._heeded: tuple[tuple[str, ...], tuple[str, str] | None] = ((), None)
+        path, index, scale = self._eyes.counted
+        self._vigil = make_vigil(signals.TAKEN, path, index=index, scale=scale)
         if self._fence is not None:
             self._eyes.walk_s = FENCED_WALK_S
         # Looked at before the black box is made, which takes milliseconds: a short life has a record too.
@@ -327,12 +345,16 @@ class Life:
             self._fence.close()  # what is left running may end in peace
         self._sweep()
         self._eyes.close()
+        self._vigil.close()
         return death
 
     def _one_turn(self) -> None:
         """Sleep until a signal or the next look, whichever is first."""
-        wait_s = self._next_deadline_s() - self._boss.now_s()
-        info = signal.sigtimedwait(signals.TAKEN, max(0.0, wait_s))
+        if self._rest is not None and self._kill_at_s is None:
+            info = self._doze(self._rest)
+        else:
+            wait_s = self._next_deadline_s() - self._boss.now_s()
+            info = signal.sigtimedwait(signals.TAKEN, max(0.0, wait_s))
         if info is not None:
             self._on_signal(info)
         if self._status is not None:
@@ -342,6 +364,19 @@ class Life:
             self._look(now_s)
         if self._kill_at_s is not None and now_s >= self._kill_at_s:
             self._lose_patience()
+
+    def _doze(self, rest: Rest) -> signal.struct_siginfo | None:
+        """Glance until something moved, a signal comes, or it is time to look again."""
+        seen_s, seen, why = self._vigil.doze(
+            rest.step_s, rest.until_s, rest.least_bytes, rest.most_bytes, *self._record.still_place()
+        )
+        if why != SIGNALLED:
+            self._next_look_s = self._boss.now_s()
+        if seen_s and why != DUE and self._looked is not None:  # what comes now began after this
+            last = self._looked.replace(at_s=seen_s, usage_bytes=seen)
+            self._pace.stood(last)
+            self._remember(last, self._boss.limit[0])
+        return signal.struct_siginfo(self._vigil.info) if self._vigil.info is not None else None
 
     def _next_deadline_s(self) -> float:
         times = [
@@ -353,6 +388,8 @@ class Life:
 
     def _look(self, now_s: float) -> None:
         limit, _ = self._boss.limit
+        files, door = self._heeded
+        self._vigil.heed(files, *(door or ()))  # what moves from here on ends the next rest
         look = self._eyes.look(now_s=now_s, limit_bytes=limit)
         # Without resident memory it is dying, and what is left says nothing about why; but better that than nothing.
         if look.rss_bytes or self._history.last is None:
@@ -363,17 +400,39 @@ class Life:
         if self._brake is not None:
             self._step_brake(self._brake, look.usage_bytes, look.high_count, now_s)
         gives_way = self._eyes.gives_way_bytes
-        self._next_look_s = now_s + self._pace.interval_s(
+        pace_s = self._pace.interval_s(
             now_s=now_s, usage_bytes=look.usage_bytes, limit_bytes=limit, gives_way=gives_way
         )
+        self._next_look_s = now_s + pace_s
         if self._fence is not None:
             self._move_fence(self._fence, look, limit)
+        self._looked, self._rest = look, self._how_to_rest(look, limit, pace_s)
+
+    def _how_to_rest(self, look: Look, limit: int | None, pace_s: float) -> Rest | None:
+        """While nothing moves; None where every look is needed."""
+        fence, brake = self._fence, self._brake
+        fenced = fence is not None and not fence.exempts_all
+        # What fills a cgroup around ours is not seen by a glance.
+        if fence is not None and not (fence.may_rest and (self._boss.confinement.own or not fenced)):
+            return None
+        if brake is not None and brake.deadline_s() is not None:
+            return None
+        # Far from the limit and without a fence, who is started is seen when he takes memory, or within a second.
+        files = self._eyes.heeded + (fence.files if fence is not None and fenced else ())
+        door = self._eyes.door if fenced or pace_s < CALM_TICK_S else None
+        heeded, self._heeded = self._heeded, (files, door)
+        if heeded != self._heeded:
+            return None  # they were not heeded from before this look on: after the next one
+        return rest_after(
+            look, pace_s=pace_s, limit_bytes=limit, gives_way=self._eyes.gives_way_bytes,
+            fence_s=fence.interval_s if fence is not None and fenced else None,
+        )  # fmt: skip
 
     def _remember(self, look: Look, limit: int | None) -> None:
         self._history.add(look)
         self._record.tick(
             monotonic_s=look.at_s,
-            unix_s=time.time(),
+            unix_s=time.time() - (self._boss.now_s() - look.at_s),
             usage_bytes=look.usage_bytes,
             rss_bytes=look.rss_bytes,
             limit_bytes=limit,

@@ -3,6 +3,9 @@
 A tick reads kept-open files only. Between ticks the supervisor sleeps as long as the headroom allows: never
 so long that memory filled at full speed could be at the limit 90 ms before we look again, and never more
 often than every 20 ms.
+
+While nothing moves it only glances at that pace (`vigil`), which after a sleep that left the caches cold costs a fifth
+of a look, and looks once a second. A glance is on record too.
 """
 
 from __future__ import annotations
@@ -11,12 +14,14 @@ import os
 
 from memwarden.facts import Fact
 from memwarden.sense import parse
-from memwarden.sense.source import KeptFile, NumberFile
+from memwarden.sense.machine import Machine
+from memwarden.sense.source import KeptFile
 from memwarden.supervise.cgroup import ALARM_LEAVE_RATIO, ALARM_RATIO
 from memwarden.supervise.tree import descendants
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from memwarden.ports import NumberSource
     from memwarden.supervise.cgroup import MemoryGroup
 
 FASTEST_TICK_S = 0.02
@@ -33,12 +38,21 @@ _RATE_HALF_LIFE_S = 10.0
 # A program that starts loads data: until it has shown its own pace it is taken for a fast one.
 _FIRST_RATE_BYTES_PER_S = float(1 << 30)
 _SLOW_READ_S = 1.0
+# What moves less than this since the last look, and less than this part of the headroom, is at rest.
+_STILL_BYTES = 4 << 20
+_FENCED_STILL_BYTES = 1 << 20  # half of what the fence keeps back at the least
+_STILL_RATIO = 64
+# How old the last look may be while a glance sees nothing move. The fence is made of more than a glance reads: dirty
+# pages of the file cache, and what is mapped but untouched. So it is moved more often.
+_STILL_S = 1.0
+_FENCED_STILL_S = 0.25
 # Behind a fence new processes are looked for more often, where no cgroup of our own names them: 20 us for each.
 FENCED_WALK_S = 0.1
 # File cache counts as used but gives way, so near the limit it is taken off before the pace is set.
 _CACHE_MATTERS_RATIO = 0.8
 _CACHE_KEYS = {1: (b"total_inactive_file", b"total_active_file"), 2: (b"inactive_file", b"active_file")}
 _KEPT_SAMPLES = 256
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 # The pid given last in our pid namespace: 1 us to read, where opening and reading a list of processes takes 20 (v1).
 # /proc/loadavg ends in it too, but lxcfs puts a file of its own there that is seconds old.
 _NEWEST_PID = "/proc/sys/kernel/ns_last_pid"
@@ -64,12 +78,44 @@ class Pace:
             wait_s = min(wait_s, headroom / self.fastest_bytes_per_s / _LOOKS_AHEAD)
         return max(FASTEST_TICK_S, wait_s)
 
+    def stood(self, look: Look) -> None:
+        """What comes next has grown since this glance, and not since the last look."""
+        if look.usage_bytes is not None:
+            self._last = (look.at_s, look.usage_bytes)
+
     def _learn(self, now_s: float, usage_bytes: int) -> None:
         if self._last is not None and now_s > self._last[0]:
             passed_s = now_s - self._last[0]
             faded = self.fastest_bytes_per_s * 0.5 ** (passed_s / _RATE_HALF_LIFE_S)
             self.fastest_bytes_per_s = max(faded, (usage_bytes - self._last[1]) / passed_s)
         self._last = (now_s, usage_bytes)
+
+
+class Rest(Fact):
+    """When a glance is enough: while usage stays between two bounds, for so long."""
+
+    step_s: float
+    until_s: float
+    least_bytes: int
+    most_bytes: int
+
+
+def rest_after(
+    look: Look, *, pace_s: float, limit_bytes: int | None, gives_way: int = 0, fence_s: float | None = None
+) -> Rest | None:
+    """How to rest after a look; None where nothing is known. `fence_s`: how often the fence is moved, if it is."""
+    usage = look.usage_bytes
+    if usage is None:
+        return None
+    band = _STILL_BYTES if fence_s is None else _FENCED_STILL_BYTES
+    if limit_bytes is not None:
+        band = min(band, max(0, limit_bytes - usage + gives_way) // _STILL_RATIO)
+    return Rest(
+        step_s=pace_s if fence_s is None else min(pace_s, fence_s),
+        until_s=look.at_s + (_STILL_S if fence_s is None else _FENCED_STILL_S),
+        least_bytes=usage - band,
+        most_bytes=usage + band,
+    )
 
 
 class Brake:
@@ -134,13 +180,16 @@ class Eyes:
     def __init__(self, cgroup: MemoryGroup | None, pid: int) -> None:
         self._own = cgroup is not None and cgroup.own
         self._version = cgroup.version if cgroup is not None else 0
-        self._rss = NumberFile(f"/proc/{pid}/statm", index=1, scale=os.sysconf("SC_PAGE_SIZE"))
-        self._usage = NumberFile(cgroup.file("usage")) if cgroup is not None else None
+        number = Machine().number
+        self._rss = number(f"/proc/{pid}/statm", index=1, scale=_PAGE)
+        self._usage = number(cgroup.file("usage")) if cgroup is not None else None
         self._stat = KeptFile(f"{cgroup.path}/memory.stat") if cgroup is not None else None
         self._procs = KeptFile(f"{cgroup.path}/cgroup.procs") if self._own and cgroup is not None else None
         self._events = KeptFile(cgroup.file("events")) if self._own and self._version == 2 and cgroup else None
-        self._newest = NumberFile(_NEWEST_PID) if self._own and self._version == 1 else None
+        self._newest = number(_NEWEST_PID) if self._own and self._version == 1 else None
         self._newest_pid: int | None = None
+        self._counted = (cgroup.file("usage"), 0, 1) if cgroup is not None else (f"/proc/{pid}/statm", 1, _PAGE)
+        self._counters = (cgroup.file("events"),) if cgroup is not None else ()
         self._procs_text = b""
         self._procs_s = -_SLOW_READ_S
         self._again = False
@@ -173,7 +222,22 @@ class Eyes:
             high_count=self._high_count(),
         )
 
-    def _has_news(self, newest: NumberFile, now_s: float) -> bool:
+    @property
+    def heeded(self) -> tuple[str, ...]:
+        """The files that a glance compares: kernel kills, and on v2 how often the alarm line was passed."""
+        return self._counters
+
+    @property
+    def counted(self) -> tuple[str, int, int]:
+        """Path, index and scale of the number that counts against the limit."""
+        return self._counted
+
+    @property
+    def door(self) -> tuple[str, str] | None:
+        """Where it can be seen that somebody joined, and who is in; None where only a walk tells."""
+        return (_NEWEST_PID, self._procs.path) if self._procs is not None else None
+
+    def _has_news(self, newest: NumberSource, now_s: float) -> bool:
         """Whether somebody was started since the last look; twice, for its pid is given before it joins the cgroup.
 
         Who was moved in, or ended, is seen within a second.
