@@ -1,0 +1,124 @@
+"""Delivers what the outbox holds for one channel: claim a batch, send it, mark it.
+
+A receiver that hangs, fails or is gone keeps its own courier busy and nobody else. What a channel raises that is no
+DeliveryError is a fault of the channel: it is named by its type alone, for its words may hold what is secret.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from memwarden.errors import DeliveryError
+from memwarden.units import format_duration
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from memwarden.facts import Notice
+    from memwarden.ports import Channel
+    from memwarden.tell.outbox import Outbox
+    from memwarden.tell.settings import ChannelUse
+
+
+class Courier:
+    """For one channel; one thread at a time. `on_down(channel, error)` and `on_up(channel)` are told once each."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        channel: Channel,
+        use: ChannelUse,
+        *,
+        on_down: Callable[[str, str], None] | None = None,
+        on_up: Callable[[str], None] | None = None,
+    ) -> None:
+        self._outbox, self._channel, self.use = outbox, channel, use
+        self._on_down, self._on_up = on_down, on_up
+        self._unmarked: list[str] = []
+        self._log = logging.getLogger("memwarden.tell")
+        self._warm = False
+
+    @property
+    def name(self) -> str:
+        """The channel's name."""
+        return self.use.name
+
+    def warm_up(self) -> str:
+        """One real handshake; what is wrong with it, "" where nothing is."""
+        try:
+            self._channel.warm_up()
+        except DeliveryError as error:
+            return str(error)
+        except Exception as error:  # noqa: BLE001  a channel may raise anything
+            return f"channel {self.name}: {type(error).__name__}"
+        self._warm = True
+        return ""
+
+    def once(self, *, waits: bool = True) -> bool:
+        """One batch, if there is one to send now; whether there was. Raises StoreError."""
+        self._mark()
+        claim = self._outbox.claim(self.use, waits=waits)
+        if claim is None:
+            return False
+        self._send(claim.notices)
+        return True
+
+    def _mark(self) -> None:
+        """What was sent and could not be marked then, because the store could not be written."""
+        if self._unmarked:
+            self._outbox.sent(self.name, self._unmarked)
+            self._unmarked = []
+
+    def _send(self, notices: Sequence[Notice]) -> None:
+        ids = [each.delivery_id for each in notices]
+        try:
+            self._channel.send(notices, timeout_s=self.use.timeout_s)
+        except DeliveryError as error:
+            if not error.recoverable and len(notices) > 1:
+                for each in notices:  # one of them may be the one that the receiver will never take
+                    self._send([each])
+                return
+            self._failed(ids, str(error), recoverable=error.recoverable, retry_after_s=error.retry_after_s)
+        except Exception as error:  # noqa: BLE001  a channel may raise anything
+            self._failed(ids, f"the channel raised {type(error).__name__}", recoverable=True, retry_after_s=None)
+        else:
+            self._unmarked += ids
+            was_failing = self._outbox.sent(self.name, self._unmarked)
+            self._unmarked = []
+            if was_failing:
+                self._log.info("channel %s delivers again", self.name)
+                if self._on_up is not None:
+                    self._on_up(self.name)
+
+    def _failed(self, ids: Sequence[str], error: str, *, recoverable: bool, retry_after_s: float | None) -> None:
+        found = self._outbox.failed(self.use, ids, error, recoverable=recoverable, retry_after_s=retry_after_s)
+        if found.dead:
+            self._log.error("channel %s: %d notice(s) will never be delivered: %s", self.name, found.dead, error)
+        if not recoverable:
+            return
+        if found.down_now:
+            self._log.error(
+                "channel %s is down after %d tries; what is for it waits and is tried on: %s",
+                self.name, found.failures, error,
+            )  # fmt: skip
+            if self._on_down is not None:
+                self._on_down(self.name, error)
+        else:
+            self._log.info("channel %s, try %d: %s", self.name, found.failures, error)
+
+    def rest_s(self, now_unix_s: float) -> float | None:
+        """How long until there is something to send; None where there is nothing. Raises StoreError."""
+        due = self._outbox.next_due(self.name)
+        return None if due is None else max(0.0, due - now_unix_s)
+
+    def close(self) -> None:
+        """Give the channel's connections back."""
+        try:
+            self._channel.close()
+        except Exception as error:  # noqa: BLE001  a channel may raise anything
+            self._log.info("channel %s did not close: %s", self.name, type(error).__name__)
+
+    def describe(self) -> str:
+        """How it is used, in one line."""
+        return f"{self.name} ({self._channel.kind}), time-out {format_duration(self.use.timeout_s)}"

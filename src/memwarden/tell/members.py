@@ -1,0 +1,59 @@
+"""A process by a name that no other one ever has, so that whoever comes next knows whether it still lives."""
+
+from __future__ import annotations
+
+import os
+
+_STATE, _START = 0, 19  # of the words behind the name in /proc/PID/stat (proc(5): fields 3 and 22)
+
+
+def own_member() -> str:
+    """The process that runs this, as `pidns:pid:start`; the parts that cannot be known are 0."""
+    return f"{_namespace()}:{os.getpid()}:{_start_of(os.getpid()) or 0}"
+
+
+def member_of(pid: int, start_ticks: int) -> str:
+    """A process of this pid namespace."""
+    return f"{_namespace()}:{pid}:{start_ticks}"
+
+
+def member_with(pid: int) -> str:
+    """The process that has this pid now."""
+    return member_of(pid, _start_of(pid) or 0)
+
+
+def is_gone(member: str) -> bool:
+    """Whether that process is known to be gone. False for one of another namespace, and for what is no process."""
+    parts = member.split(":")
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() and len(part) < 20 for part in parts):
+        return False
+    namespace, pid, start = (int(part) for part in parts)
+    if not namespace or namespace != _namespace() or not pid:
+        return False
+    found = _start_of(pid)
+    return found is None or (start not in (0, found))
+
+
+def is_foreign(member: str) -> bool:
+    """Whether it is a process of another pid namespace, of which nothing can be known here."""
+    namespace, _, rest = member.partition(":")
+    return ":" in rest and namespace not in ("", str(_namespace()))
+
+
+def _namespace() -> int:
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
+
+
+def _start_of(pid: int) -> int | None:
+    """When it started, in clock ticks since boot; None where there is no such process, or it is a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            words = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    if len(words) <= _START or words[_STATE] in (b"Z", b"X"):
+        return None
+    return int(words[_START])

@@ -1,0 +1,821 @@
+"""The alerts in the store: each step of the engine, its event and its deliveries are one transaction.
+
+A delivery is pending, then sent or dead. Who delivers claims some by a lease, sends them, and marks them; one that died
+in between is known to be dead (or its lease runs out), and the next one sends again, with the same delivery id. Of one
+channel only one batch is under way at a time, whoever sends it, so that a recovery does not overtake what it ends; what
+is urgent does not wait for that.
+
+A channel that fails rests for longer each time, with jitter, or as long as the receiver says; everything for it waits.
+After its `attempts` failures running it counts as down, which is said once, and is probed with one batch at a time
+until it takes it. What still fails after `give_up_s` is dead, and at once what fails for good; both stay in the
+history.
+
+Everything is capped: events, states, pending deliveries, texts. What goes over is dropped from the oldest, and counted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sqlite3
+from binascii import hexlify
+
+from memwarden.errors import StoreError
+from memwarden.facts import Fact, Level, Notice
+from memwarden.store import FILE_NAME, Store, state_directory
+from memwarden.tell.engine import (
+    Incident,
+    Other,
+    Scene,
+    Silence,
+    Step,
+    acknowledge,
+    forget_member,
+    note_action,
+    resolve,
+    take,
+    wake,
+)
+from memwarden.tell.members import is_foreign, is_gone, own_member
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Any
+
+    from memwarden.ports import Clock
+    from memwarden.tell.engine import Tell
+    from memwarden.tell.settings import AlertSettings, ChannelUse
+    from memwarden.tell.signals import Signal
+
+# Thirty days at one event every four minutes. An event has 1 to 7 KiB: 70 MiB at the very worst, 10 in practice.
+MOST_EVENTS = 10_000
+MOST_STATES = 2_000
+MOST_PENDING = 1_000
+# Signals that were taken, so that one that comes again (its process died before it was marked) is known.
+MOST_TAKEN = 4_096
+PRUNE_EVERY = 256
+PRUNE_ROWS = 500
+# Closed states are kept for so long, for their throttles and cool-downs.
+STATE_S = 7 * 86_400.0
+MOST_TITLE, MOST_TEXT, MOST_DETAILS = 200, 2_000, 4_096
+# Notices in one message: what a person reads, and what mail, chats and webhooks take.
+BATCH = 20
+# A lease lasts longer than a send may take, which the channel keeps by itself.
+LEASE_MARGIN_S = 15.0
+# The rests of a channel that fails: 1 s, doubled up to 5 min, of which a random half is waited.
+FIRST_REST_S, LONGEST_REST_S = 1.0, 300.0
+LONGEST_RETRY_AFTER_S = 3600.0
+_WAKES = 200
+# What is for a channel that nobody has any more is kept for so many times `give_up_s`.
+UNTRIED = 7
+TOO_MANY = "too many were waiting"
+# Whoever is in a state says so every ten minutes (`sender.ASSERT_S`).
+SILENT_S = 3600.0
+
+_log = "memwarden.tell"
+
+
+class Claim(Fact):
+    """Some deliveries that are ours to send, until the lease is over."""
+
+    channel: str
+    notices: tuple[Notice, ...]
+    attempts: int
+    made_unix_s: float
+
+
+class Told(Fact):
+    """One event of the history, and how its deliveries went: (channel, state, attempts, error)."""
+
+    id: str
+    key: str
+    kind: str
+    what: str
+    level: Level
+    title: str
+    text: str
+    unix_s: float
+    target: str
+    host: str
+    details: Mapping[str, Any]
+    why: Mapping[str, str]
+    deliveries: tuple[tuple[str, str, int, str], ...] = ()
+
+
+class ChannelState(Fact):
+    """How a channel does: failures running, since when, until when it rests, and what it delivered."""
+
+    name: str
+    failures: int
+    not_before_unix_s: float
+    since_unix_s: float | None
+    sent: int
+    dead: int
+    error: str
+    pending: int = 0
+
+
+class Failure(Fact):
+    """What came of a delivery that failed: how often running the channel failed, and what is dead by it."""
+
+    failures: int
+    not_before_unix_s: float
+    dead: int
+    down_now: bool
+
+
+class Outbox:
+    """`folder` is that of the store (None: the usual place). Raises StoreError for one that must not be used.
+
+    A damaged store is moved aside and a new one begun: `moved` names where the old one is. Where none can be written it
+    lives in memory: `degraded` says why, and `recover` tries again.
+    """
+
+    def __init__(
+        self,
+        settings: AlertSettings,
+        *,
+        folder: str | None = None,
+        environ: Mapping[str, str] = os.environ,
+        clock: Clock,
+        random: Callable[[], float] | None = None,
+        memory: str = "",
+    ) -> None:
+        self._settings, self._folder, self._environ, self._clock = settings, folder, environ, clock
+        self._policy = settings.policy
+        self._random = random if random is not None else _random
+        self._me = f"{own_member()}/{hexlify(os.urandom(4)).decode()}"  # two of one process are two deliverers
+        self._count = self._claims = 0
+        self.moved: list[str] = []
+        self.dropped = 0
+        self._store = self._open() if not memory else self._in_memory(memory)
+
+    # --- the file ------------------------------------------------------------------------------------------------
+
+    def _open(self) -> Store:
+        try:
+            return Store(self._folder, environ=self._environ, clock=self._clock)
+        except StoreError as error:
+            if not _is_damage(error):
+                raise
+            self._move_aside(error)
+            return Store(self._folder, environ=self._environ, clock=self._clock)
+
+    def _move_aside(self, error: StoreError) -> None:
+        """Keep what is damaged under another name; of several processes that find it only one does."""
+        folder = state_directory(self._folder, self._environ)
+        assert folder is not None  # it was opened there
+        from memwarden.leader import Leader
+
+        turn = Leader(folder, "store")
+        if not turn.take_turn():
+            raise error
+        try:
+            path = os.path.join(folder, FILE_NAME)
+            if _is_sound(path):
+                return  # somebody else was quicker
+            to = f"{path}.damaged-{int(self._clock.wall() * 1000)}"
+            for end in ("", "-wal", "-shm"):
+                if os.path.exists(path + end):
+                    os.replace(path + end, to + end)
+        finally:
+            turn.end_turn()
+        self.moved.append(to)
+        logging.getLogger(_log).error("%s; it was moved to %s and a new one begun", error.what, to)
+
+    @property
+    def degraded(self) -> str:
+        """Why it is in memory only; "" where it is not."""
+        return self._store.degraded
+
+    @property
+    def path(self) -> str | None:
+        """The file; None where it is in memory."""
+        return self._store.path
+
+    def recover(self) -> bool:
+        """Try the file again where it is in memory only, or damaged; what is in memory goes there. Whether it did."""
+        if not self._store.degraded:
+            return False
+        try:
+            fresh = self._open()
+        except StoreError:
+            return False
+        if fresh.degraded:
+            fresh.close()
+            return False
+        old = self._store
+        try:
+            _copy(old, fresh)
+        except StoreError:
+            fresh.close()
+            return False
+        self._store = fresh
+        old.close()
+        return True
+
+    def reopen(self, error: StoreError) -> bool:
+        """After an error within: a new file where this one is damaged. Whether anything was done about it."""
+        if not _is_damage(error):
+            return False
+        self._store.close()
+        self._move_aside(error)
+        self._store = self._open()
+        return True
+
+    def into_memory(self) -> None:
+        """Go on in memory while the file cannot be written: what is told meanwhile is in the file later."""
+        self._store.close()
+        self._store = self._in_memory("the store cannot be written for now")
+
+    def _in_memory(self, why: str) -> Store:
+        return Store(self._folder, environ=self._environ, clock=self._clock, memory=why)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._store.close()
+
+    # --- steps of the engine ---------------------------------------------------------------------------------------
+
+    def take(self, signals: Sequence[Signal]) -> int:
+        """Step by these signals, in one transaction; how many deliveries came of it. Each signal counts once."""
+        made = 0
+        with self._store.transaction() as db:
+            for signal in signals:
+                done = db.execute("INSERT OR IGNORE INTO alert_taken (id) VALUES (?)", (signal.id,)).rowcount
+                if done:
+                    made += self._take(db, signal)
+                    self._count += 1
+            if signals and self._count % PRUNE_EVERY < len(signals):
+                self._prune(db)
+        return made
+
+    def _take(self, db: sqlite3.Connection, signal: Signal) -> int:
+        incident = _load(db, signal.key)
+        if incident is None and not self._has_room(db):
+            self.dropped += 1
+            return 0
+        if signal.kind == "action":
+            self._note_action(db, signal)
+        if signal.kind in self._settings.mute:
+            return 0
+        step = take(incident, signal, self._scene(db, signal.key, signal.target))
+        return self._write(db, step, signal.id, signal.unix_s) if step is not None else 0
+
+    def _note_action(self, db: sqlite3.Connection, signal: Signal) -> None:
+        """What memwarden did belongs to the states that are on, of that target and of whoever did it."""
+        for (text,) in db.execute("SELECT state FROM alert_states WHERE open = 1").fetchall():
+            incident = _incident(text)
+            if incident.target == signal.target or signal.member in incident.members:
+                _save(db, note_action(incident, signal.text))
+
+    def wake(self) -> float | None:
+        """Step every state whose time has come; when the next one's will, in Unix seconds."""
+        now = self._clock.wall()
+        due = "SELECT key FROM alert_states WHERE wake_unix_s <= ? ORDER BY wake_unix_s LIMIT ?"
+        with self._store.transaction() as db:
+            for (key,) in db.execute(due, (now, _WAKES)).fetchall():
+                incident = _load(db, key)
+                if incident is not None:
+                    self._write(db, wake(incident, self._scene(db, key, incident.target)), "", now)
+            found = db.execute("SELECT min(wake_unix_s) FROM alert_states WHERE wake_unix_s IS NOT NULL").fetchone()[0]
+        return None if found is None else max(float(found), now + 0.001)
+
+    def sweep(self) -> int:
+        """Whoever was in a state and is gone without a word is in it no more; how many those were.
+
+        Of a process of another pid namespace nothing is known: it is gone when nobody said for an hour that it lasts.
+        """
+        found, now = 0, self._clock.wall()
+        with self._store.transaction() as db:
+            for (text,) in db.execute("SELECT state FROM alert_states WHERE open = 1").fetchall():
+                incident = _incident(text)
+                for member in incident.members:
+                    silent = is_foreign(member) and now - incident.heard_unix_s > SILENT_S
+                    if is_gone(member) or silent:
+                        scene = self._scene(db, incident.key, incident.target)
+                        why = f"the process that had it is gone (pid {member.split(':')[1]})"
+                        step = forget_member(incident, member, why, scene)
+                        if step is not None:
+                            self._write(db, step, "", scene.now)
+                            incident = step.incident
+                            found += 1
+        return found
+
+    def acknowledge(self, key: str, by: str) -> Incident | None:
+        """Somebody deals with it; the state then, None where there is none that is on."""
+        return self._by_hand(key, acknowledge, by)
+
+    def resolve(self, key: str, by: str) -> Incident | None:
+        """Somebody says that it is over; the state then, None where there is none that is on."""
+        return self._by_hand(key, resolve, by)
+
+    def _by_hand(self, key: str, step: Callable[[Incident, str, Scene], Step], by: str) -> Incident | None:
+        with self._store.transaction() as db:
+            incident = _load(db, key)
+            if incident is None or not incident.open:
+                return None
+            done = step(incident, by, self._scene(db, key, incident.target))
+            self._write(db, done, "", self._clock.wall())
+            return done.incident
+
+    def _scene(self, db: sqlite3.Connection, key: str, target: str) -> Scene:
+        now = self._clock.wall()
+        others = db.execute(
+            "SELECT key, kind, target, scope, level FROM alert_states WHERE open = 1 AND level >= 2 AND key != ? "
+            "AND (target = ? OR scope = 'machine') ORDER BY level DESC LIMIT 50",
+            (key, target),
+        ).fetchall()
+        return Scene(
+            now=now,
+            policy=self._policy,
+            silences=_silences(db, now),
+            others=tuple(Other(key=k, kind=kind, target=t, scope=s, level=Level(n)) for k, kind, t, s, n in others),
+        )
+
+    def _write(self, db: sqlite3.Connection, step: Step, signal: str, unix_s: float) -> int:
+        """The state, and an event with its deliveries for everything that is told; how many deliveries."""
+        incident = step.incident
+        _save(db, incident)
+        why = {each.channel or "*": each.reason for each in step.decisions}
+        if why:
+            logging.getLogger(_log).debug("%s %s: %s", incident.key, step.news or "still", why)
+        made = 0
+        for number, told in enumerate(step.tells):
+            name = f"{signal or _new_id()}.{number}" if signal or number else _new_id()
+            made += self._write_event(db, name, incident, told, why=why, unix_s=unix_s)
+        if not step.tells and step.news in _WORTH:
+            is_over = step.news == "over"
+            text, level = (incident.over_text, incident.top) if is_over else (incident.text, incident.level)
+            self._insert(
+                db, signal or _new_id(), incident, what=_WORTH[step.news], title=incident.title, text=text, level=level,
+                details=incident.details, why=why, unix_s=unix_s,
+            )  # fmt: skip
+        return made
+
+    def _write_event(
+        self,
+        db: sqlite3.Connection,
+        name: str,
+        incident: Incident,
+        told: Tell,
+        *,
+        why: Mapping[str, str],
+        unix_s: float,
+    ) -> int:
+        event = self._insert(
+            db, name, incident, what=told.what, title=told.title, text=told.text, level=told.level,
+            details=told.details, why=why, unix_s=unix_s,
+        )  # fmt: skip
+        now = self._clock.wall()
+        due = now if told.urgent else now + self._policy.group_s
+        if event is None:  # it is in there already
+            return 0
+        rows = [(f"{name}.{channel}", event, channel, int(told.urgent), due, now) for channel in told.channels]
+        db.executemany(
+            "INSERT OR IGNORE INTO alert_deliveries VALUES (?, ?, ?, 'pending', ?, 0, ?, ?, NULL, '', 0, '')", rows
+        )
+        return len(rows)
+
+    def _insert(
+        self, db: sqlite3.Connection, name: str, incident: Incident, *, what: str, title: str, text: str, level: Level,
+        details: Mapping[str, Any], why: Mapping[str, str], unix_s: float,
+    ) -> int | None:  # fmt: skip
+        if self._settings.runbook:
+            details = {**details, "runbook": self._settings.runbook}
+        done = db.execute(
+            "INSERT OR IGNORE INTO alert_events (id, key, kind, what, level, title, text, unix_s, target, host, "
+            "details, why) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                name, incident.key, incident.kind, what, int(level), title[:MOST_TITLE], text[:MOST_TEXT], unix_s,
+                incident.target, incident.host, _details(details), json.dumps(why),
+            ),
+        )  # fmt: skip
+        return done.lastrowid if done.rowcount else None
+
+    def test(self, notice: Notice, channels: Iterable[str]) -> None:
+        """Queue a notice that is about no state for these channels."""
+        about = Incident(
+            key=notice.key, kind=notice.kind, target=notice.target, host=notice.host, scope="process",
+            level=notice.level, title=notice.title, text=notice.text,
+        )  # fmt: skip
+        with self._store.transaction() as db:
+            event = self._insert(
+                db, notice.delivery_id, about, what=notice.what, title=notice.title, text=notice.text,
+                level=notice.level, details=notice.details, why={}, unix_s=notice.unix_s,
+            )  # fmt: skip
+            now = self._clock.wall()
+            rows = [(f"{notice.delivery_id}.{channel}", event, channel, 1, now, now) for channel in channels]
+            db.executemany(
+                "INSERT OR IGNORE INTO alert_deliveries VALUES (?, ?, ?, 'pending', ?, 0, ?, ?, NULL, '', 0, '')", rows
+            )
+
+    # --- deliveries ------------------------------------------------------------------------------------------------
+
+    def claim(self, use: ChannelUse, *, most: int = BATCH, waits: bool = True) -> Claim | None:
+        """The next batch of a channel, ours until its lease is over; None where there is nothing to send now.
+
+        With `waits` false nothing waits for others that may come together with it.
+        """
+        now = self._clock.wall()
+        with self._store.transaction() as db:
+            state = _channel(db, use.name)
+            self._bury_old(db, use.name, now)
+            rows = db.execute(
+                "SELECT d.id, d.urgent, d.owner, d.lease_unix_s, d.attempts, d.made_unix_s, e.key, e.kind, e.what, "
+                "e.level, e.title, e.text, e.unix_s, e.target, e.host, e.details, d.due_unix_s FROM alert_deliveries d "
+                "JOIN alert_events e ON e.seq = d.event WHERE d.state = 'pending' AND d.channel = ? "
+                "ORDER BY d.urgent DESC, d.event LIMIT ?",
+                (use.name, most * 4),
+            ).fetchall()
+            leased = [row for row in rows if row[3] > now and self._is_others(row[2])]
+            free = [row for row in rows if row not in leased]
+            due = [row for row in free if row[16] <= now or not waits]
+            if leased:
+                due = [row for row in due if row[1]]
+            if not due or state.not_before_unix_s > now:
+                return None
+            # What was tried together is tried together again, so that the receiver knows the whole message again.
+            before = due[0][2]
+            # What is not due yet goes along with what is: they came together.
+            together = [row for row in free if row[2] == before and (before or row[1] == due[0][1])]
+            batch = [row for row in together if row[1] or not leased][:most]
+            lease, self._claims = now + use.timeout_s + LEASE_MARGIN_S, self._claims + 1
+            owner = f"{self._me}/{self._claims}"
+            for row in batch:
+                db.execute(
+                    "UPDATE alert_deliveries SET owner = ?, lease_unix_s = ?, attempts = attempts + 1 WHERE id = ?",
+                    (owner, lease, row[0]),
+                )
+            return Claim(
+                channel=use.name,
+                notices=tuple(_notice(row) for row in batch),
+                attempts=max(row[4] for row in batch) + 1,
+                made_unix_s=min(row[5] for row in batch),
+            )
+
+    def _is_others(self, owner: str) -> bool:
+        """Whether a lease is that of somebody else who may still be at it; one of our own was cut short."""
+        return bool(owner) and not owner.startswith(f"{self._me}/") and not is_gone(owner.partition("/")[0])
+
+    def sent(self, channel: str, ids: Sequence[str]) -> bool:
+        """They are delivered. Whether the channel had been failing."""
+        now = self._clock.wall()
+        with self._store.transaction() as db:
+            state = _channel(db, channel)
+            for each in ids:
+                db.execute(
+                    "UPDATE alert_deliveries SET state = 'sent', done_unix_s = ?, owner = '', lease_unix_s = 0, "
+                    "error = '' WHERE id = ? AND state = 'pending'",
+                    (now, each),
+                )
+            _put_channel(
+                db,
+                state.replace(
+                    failures=0, not_before_unix_s=0.0, since_unix_s=None, error="", sent=state.sent + len(ids)
+                ),
+            )
+        return state.failures > 0
+
+    def failed(
+        self, use: ChannelUse, ids: Sequence[str], error: str, *, recoverable: bool, retry_after_s: float | None = None
+    ) -> Failure:
+        """They were not delivered: for now, then the channel rests; or for good, then they are dead."""
+        now, error = self._clock.wall(), error[:500]
+        with self._store.transaction() as db:
+            state = _channel(db, use.name)
+            if not recoverable:
+                dead = self._bury(db, ids, error, now)
+                _put_channel(db, state.replace(dead=state.dead + dead, error=error))
+                return Failure(failures=state.failures, not_before_unix_s=now, dead=dead, down_now=False)
+            failures = state.failures + 1
+            rest_s = min(LONGEST_REST_S, FIRST_REST_S * 2 ** min(failures - 1, 20)) * (0.5 + self._random() / 2)
+            if retry_after_s is not None:
+                rest_s = min(max(retry_after_s, rest_s), LONGEST_RETRY_AFTER_S)
+            for each in ids:
+                db.execute(
+                    "UPDATE alert_deliveries SET lease_unix_s = 0, error = ? WHERE id = ? AND state = 'pending'",
+                    (error, each),
+                )
+            # Only now, when it was tried once more: a machine that slept for days must not wake up to dead alerts.
+            old = [each for each in ids if self._is_old(db, each, now)]
+            dead = self._bury(db, old, "", now)
+            _put_channel(
+                db,
+                state.replace(
+                    failures=failures, not_before_unix_s=now + rest_s, error=error, dead=state.dead + dead,
+                    since_unix_s=state.since_unix_s if state.since_unix_s is not None else now,
+                ),
+            )  # fmt: skip
+        return Failure(failures=failures, not_before_unix_s=now + rest_s, dead=dead, down_now=failures == use.attempts)
+
+    def next_due(self, channel: str) -> float | None:
+        """When there will be something to send for it, in Unix seconds; None where there is nothing."""
+        with self._store.transaction() as db:
+            found = db.execute(
+                "SELECT min(max(due_unix_s, CASE WHEN owner GLOB ? THEN 0 ELSE lease_unix_s END)) "
+                "FROM alert_deliveries WHERE state = 'pending' AND channel = ?",
+                (f"{self._me}/*", channel),
+            ).fetchone()[0]
+            return None if found is None else max(float(found), _channel(db, channel).not_before_unix_s)
+
+    def _is_old(self, db: sqlite3.Connection, name: str, now: float) -> bool:
+        made = db.execute(
+            "SELECT made_unix_s FROM alert_deliveries WHERE id = ? AND state = 'pending'", (name,)
+        ).fetchone()
+        return made is not None and made[0] < now - self._settings.give_up_s
+
+    def _bury_old(self, db: sqlite3.Connection, channel: str, now: float) -> None:
+        """What nobody even tried to deliver for far too long, and the oldest of what is far too much, is dead."""
+        old = db.execute(
+            "SELECT id FROM alert_deliveries WHERE state = 'pending' AND channel = ? AND made_unix_s < ? LIMIT 100",
+            (channel, now - UNTRIED * self._settings.give_up_s),
+        ).fetchall()
+        dead = self._bury(db, [each for (each,) in old], "", now) if old else 0
+        count = db.execute(
+            "SELECT count(*) FROM alert_deliveries WHERE state = 'pending' AND channel = ?", (channel,)
+        ).fetchone()[0]
+        if count > MOST_PENDING:
+            over = db.execute(
+                "SELECT id FROM alert_deliveries WHERE state = 'pending' AND channel = ? AND urgent = 0 "
+                "ORDER BY event LIMIT ?",
+                (channel, count - MOST_PENDING),
+            ).fetchall()
+            dead += self._bury(db, [each for (each,) in over], TOO_MANY, now)
+        if dead:
+            state = _channel(db, channel)
+            _put_channel(db, state.replace(dead=state.dead + dead))
+            why = state.error or (TOO_MANY if count > MOST_PENDING else "nobody delivered them in time")
+            logging.getLogger(_log).error("channel %s: %d notice(s) were given up: %s", channel, dead, why)
+
+    @staticmethod
+    def _bury(db: sqlite3.Connection, ids: Sequence[str], error: str, now: float) -> int:
+        for each in ids:
+            db.execute(
+                "UPDATE alert_deliveries SET state = 'dead', done_unix_s = ?, owner = '', lease_unix_s = 0, "
+                "error = CASE WHEN ? = '' THEN 'given up: ' || error ELSE ? END WHERE id = ?",
+                (now, error, error, each),
+            )
+        return len(ids)
+
+    # --- what a person asks ------------------------------------------------------------------------------------------
+
+    def incidents(self, *, all_of_them: bool = False) -> list[Incident]:
+        """The states that are on, the worst first; or all that are remembered."""
+        query = "SELECT state FROM alert_states WHERE open = 1 OR ? ORDER BY open DESC, level DESC, changed_unix_s DESC"
+        with self._store.transaction() as db:
+            return [_incident(text) for (text,) in db.execute(query, (all_of_them,))]
+
+    def channels(self) -> list[ChannelState]:
+        """Every channel that ever delivered or has something to deliver."""
+        with self._store.transaction() as db:
+            pending = dict(
+                db.execute("SELECT channel, count(*) FROM alert_deliveries WHERE state = 'pending' GROUP BY channel")
+            )
+            names = {name for (name,) in db.execute("SELECT name FROM alert_channels")} | set(pending)
+            return [_channel(db, name).replace(pending=pending.get(name, 0)) for name in sorted(names)]
+
+    def silence(self, matcher: tuple[tuple[str, str], ...], until_unix_s: float, author: str, comment: str) -> int:
+        """Have nobody told of what matches until then; its number."""
+        values = (json.dumps(matcher), until_unix_s, author[:MOST_TITLE], comment[:MOST_TEXT], self._clock.wall())
+        query = (
+            "INSERT INTO alert_silences (matcher, until_unix_s, author, comment, made_unix_s) VALUES (?, ?, ?, ?, ?)"
+        )
+        with self._store.transaction() as db:
+            return int(db.execute(query, values).lastrowid or 0)
+
+    def end_silence(self, number: int) -> bool:
+        """End it now; what it held and still lasts is told. Whether there was one."""
+        now = self._clock.wall()
+        with self._store.transaction() as db:
+            query = "UPDATE alert_silences SET until_unix_s = ? WHERE number = ? AND until_unix_s > ?"
+            done = db.execute(query, (now, number, now)).rowcount
+            db.execute("UPDATE alert_states SET wake_unix_s = ? WHERE open = 1 OR wake_unix_s IS NOT NULL", (now,))
+        return bool(done)
+
+    def silences(self) -> tuple[Silence, ...]:
+        """Those in force."""
+        with self._store.transaction() as db:
+            return _silences(db, self._clock.wall())
+
+    def history(
+        self, *, since_unix_s: float = 0.0, kind: str | None = None, target: str | None = None, key: str | None = None,
+        most: int = 100, touched_since_unix_s: float | None = None,
+    ) -> list[Told]:  # fmt: skip
+        """The newest events first. `target` may be a pattern (`shop*`).
+
+        With `touched_since_unix_s` those alone of which something was delivered, or given up, since then, or waits.
+        """
+        query = (
+            "SELECT seq, id, key, kind, what, level, title, text, unix_s, target, host, details, why FROM alert_events "
+            "WHERE unix_s >= ? AND (? IS NULL OR kind = ?) AND (? IS NULL OR target GLOB ?) AND (? IS NULL OR key = ?) "
+            "AND (? IS NULL OR EXISTS (SELECT 1 FROM alert_deliveries WHERE event = seq AND (done_unix_s >= ? OR "
+            "state = 'pending'))) ORDER BY seq DESC LIMIT ?"
+        )
+        touched = touched_since_unix_s
+        values = (since_unix_s, kind, kind, target, target, key, key, touched, touched, most)
+        with self._store.transaction() as db:
+            rows = db.execute(query, values).fetchall()
+            found = []
+            for row in rows:
+                went = db.execute(
+                    "SELECT channel, state, attempts, error FROM alert_deliveries WHERE event = ? ORDER BY channel",
+                    row[:1],
+                ).fetchall()
+                event = dict(zip(_EVENT, row[1:], strict=True))
+                event |= {"level": Level(event["level"]), "details": json.loads(event["details"])}
+                event |= {"why": json.loads(event["why"]), "deliveries": tuple(tuple(each) for each in went)}
+                found.append(Told(**event))
+        return found
+
+    def prune(self) -> None:
+        """Drop what is older than the history and over the caps, in small batches."""
+        with self._store.transaction() as db:
+            self._prune(db)
+
+    def _prune(self, db: sqlite3.Connection) -> None:
+        now = self._clock.wall()
+        newest = db.execute("SELECT max(seq) FROM alert_events").fetchone()[0] or 0
+        kept = db.execute("SELECT count(*) FROM alert_events").fetchone()[0]
+        rows = db.execute(
+            "SELECT seq FROM alert_events WHERE (unix_s < ? OR seq <= ?) AND NOT EXISTS (SELECT 1 FROM "
+            "alert_deliveries WHERE event = seq AND state = 'pending') ORDER BY seq LIMIT ?",
+            (now - self._settings.history_s, newest - MOST_EVENTS if kept > MOST_EVENTS else -1, PRUNE_ROWS),
+        ).fetchall()
+        for row in rows:
+            db.execute("DELETE FROM alert_deliveries WHERE event = ?", row)
+            db.execute("DELETE FROM alert_events WHERE seq = ?", row)
+        last = db.execute("SELECT max(seq) FROM alert_taken").fetchone()[0] or 0
+        db.execute("DELETE FROM alert_taken WHERE seq <= ?", (last - MOST_TAKEN,))
+        db.execute("DELETE FROM alert_silences WHERE until_unix_s < ?", (now - self._settings.history_s,))
+        db.execute(
+            "DELETE FROM alert_states WHERE key IN (SELECT key FROM alert_states WHERE open = 0 "
+            "AND wake_unix_s IS NULL AND changed_unix_s < ? LIMIT ?)",
+            (now - STATE_S, PRUNE_ROWS),
+        )
+        for channel in self._policy.channels:
+            self._bury_old(db, channel, now)
+
+    def _has_room(self, db: sqlite3.Connection) -> bool:
+        """Whether one more state may be remembered; the oldest that is over makes room."""
+        if db.execute("SELECT count(*) FROM alert_states").fetchone()[0] < MOST_STATES:
+            return True
+        return bool(
+            db.execute(
+                "DELETE FROM alert_states WHERE key IN (SELECT key FROM alert_states WHERE open = 0 "
+                "ORDER BY changed_unix_s LIMIT 100)"
+            ).rowcount
+        )
+
+
+_EVENT = ("id", "key", "kind", "what", "level", "title", "text", "unix_s", "target", "host", "details", "why")
+# What changed about a state and nobody was told of stands in the history all the same.
+_WORTH = {
+    "began": "raised", "rose": "changed", "over": "recovered", "acknowledged": "acknowledged", "seen": "raised",
+}  # fmt: skip
+
+
+def _new_id() -> str:
+    return hexlify(os.urandom(10)).decode()
+
+
+def _random() -> float:
+    return int.from_bytes(os.urandom(4), "little") / 2**32
+
+
+def _save(db: sqlite3.Connection, incident: Incident) -> None:
+    values = incident.as_dict()
+    values["level"], values["top"] = int(incident.level), int(incident.top)
+    values["title"], values["text"] = incident.title[:MOST_TITLE], incident.text[:MOST_TEXT]
+    values["details"] = json.loads(_details(incident.details))
+    db.execute(
+        "INSERT INTO alert_states VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET scope = "
+        "excluded.scope, level = excluded.level, open = excluded.open, wake_unix_s = excluded.wake_unix_s, "
+        "changed_unix_s = excluded.changed_unix_s, state = excluded.state",
+        (
+            incident.key, incident.kind, incident.target, incident.scope, int(incident.level), int(incident.open),
+            incident.wake_unix_s, incident.changed_unix_s, json.dumps(values, separators=(",", ":")),
+        ),
+    )  # fmt: skip
+
+
+def _load(db: sqlite3.Connection, key: str) -> Incident | None:
+    row = db.execute("SELECT state FROM alert_states WHERE key = ?", (key,)).fetchone()
+    return _incident(row[0]) if row is not None else None
+
+
+def _incident(text: str) -> Incident:
+    values = {name: value for name, value in json.loads(text).items() if name in Incident._fields}
+    values["level"], values["top"] = Level(values["level"]), Level(values["top"])
+    values["channels"] = {name: tuple(each) for name, each in values["channels"].items()}
+    values["actions"] = tuple(values["actions"])
+    return Incident(**values)
+
+
+def _details(details: Mapping[str, Any]) -> str:
+    """As JSON of at most MOST_DETAILS bytes; the last go first."""
+    kept = dict(details)
+    text = json.dumps(kept, default=str)
+    while len(text) > MOST_DETAILS:
+        kept.popitem()
+        text = json.dumps(kept, default=str)
+    return text
+
+
+def _notice(row: tuple[Any, ...]) -> Notice:
+    return Notice(
+        delivery_id=row[0], key=row[6], kind=row[7], what=row[8], level=Level(row[9]), title=row[10], text=row[11],
+        unix_s=row[12], target=row[13], host=row[14], details=json.loads(row[15]),
+    )  # fmt: skip
+
+
+def _silences(db: sqlite3.Connection, now: float) -> tuple[Silence, ...]:
+    rows = db.execute(
+        "SELECT number, matcher, until_unix_s, author, comment, made_unix_s FROM alert_silences WHERE until_unix_s > ? "
+        "ORDER BY number DESC LIMIT 200",
+        (now,),
+    ).fetchall()
+    return tuple(
+        Silence(
+            number=number, matcher=tuple((name, pattern) for name, pattern in json.loads(matcher)), until_unix_s=until,
+            author=author, comment=comment, made_unix_s=made,
+        )
+        for number, matcher, until, author, comment, made in rows
+    )  # fmt: skip
+
+
+_CHANNEL = ("name", "failures", "not_before_unix_s", "since_unix_s", "sent", "dead", "error")
+
+
+def _channel(db: sqlite3.Connection, name: str) -> ChannelState:
+    row = db.execute(f"SELECT {', '.join(_CHANNEL)} FROM alert_channels WHERE name = ?", (name,)).fetchone()  # noqa: S608  our names
+    values = row or (name, 0, 0.0, None, 0, 0, "")
+    return ChannelState(**dict(zip(_CHANNEL, values, strict=True)))
+
+
+def _put_channel(db: sqlite3.Connection, state: ChannelState) -> None:
+    db.execute(
+        "INSERT OR REPLACE INTO alert_channels VALUES (?, ?, ?, ?, ?, ?, ?)",
+        [getattr(state, name) for name in _CHANNEL],
+    )
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------
+
+# What SQLite says of a file that is none of its, or is broken: SQLITE_CORRUPT and SQLITE_NOTADB.
+_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
+
+def _is_damage(error: BaseException) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, sqlite3.DatabaseError) and getattr(cause, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
+
+
+def _is_sound(path: str) -> bool:
+    try:
+        db = sqlite3.connect(path, timeout=1.0)
+        try:
+            return bool(db.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok")
+        finally:
+            db.close()
+    except sqlite3.Error:
+        return False
+
+
+_TABLES = ("alert_taken", "alert_silences", "alert_states", "alert_events")
+
+
+def _copy(old: Store, new: Store) -> None:
+    """Everything of ours from one to the other: what is there already stays as it is, but states are the old one's."""
+    with old.transaction() as db:
+        rows = {name: _rows(db, name) for name in (*_TABLES, "alert_deliveries")}
+    with new.transaction() as db:
+        for columns, values in (rows["alert_taken"], rows["alert_silences"]):
+            for row in values:
+                _put(db, "alert_taken" if "id" in columns else "alert_silences", columns[1:], row[1:])
+        for row in rows["alert_states"][1]:
+            _put(db, "alert_states", rows["alert_states"][0], row, or_what="REPLACE")
+        numbers: dict[int, int] = {}
+        columns, values = rows["alert_events"]
+        for row in values:
+            _put(db, "alert_events", columns[1:], row[1:])
+            numbers[row[0]] = db.execute("SELECT seq FROM alert_events WHERE id = ?", (row[1],)).fetchone()[0]
+        columns, values = rows["alert_deliveries"]
+        at = columns.index("event")
+        for row in values:
+            if row[at] in numbers:
+                _put(db, "alert_deliveries", columns, (*row[:at], numbers[row[at]], *row[at + 1 :]))
+
+
+def _rows(db: sqlite3.Connection, table: str) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    found = db.execute(f"SELECT * FROM {table}")  # noqa: S608  one of our own names
+    return tuple(each[0] for each in found.description), found.fetchall()
+
+
+def _put(
+    db: sqlite3.Connection, table: str, columns: Sequence[str], row: Sequence[Any], *, or_what: str = "IGNORE"
+) -> None:
+    marks = ", ".join("?" * len(columns))
+    db.execute(f"INSERT OR {or_what} INTO {table} ({', '.join(columns)}) VALUES ({marks})", list(row))  # noqa: S608  our names

@@ -1,0 +1,584 @@
+"""The teller of one process: signals in, deliveries out, in threads of its own.
+
+The guarded loop calls `tell`, which writes a slot of the black box and sets an event: no lock that anybody holds for
+long, no file, no socket. A thread takes what is in the slots into the store; one courier per channel delivers. What
+they need is imported, and every channel was shaken hands with, before the first emergency.
+
+What cannot be taken in stays in the slots and survives the process: the next one that comes, in the same run folder,
+takes it. A store that cannot be written is told in the log, alerts go on from memory, and it is tried again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from binascii import hexlify
+from collections import deque
+
+from memwarden.blackbox import SIZE, find_boxes, mark_taken, read_posts
+from memwarden.clock import SystemClock
+from memwarden.errors import BlackBoxError, ConfigError, MemwardenError, StoreError
+from memwarden.facts import Level
+from memwarden.tell.collectors import Collectors
+from memwarden.tell.courier import Courier
+from memwarden.tell.members import is_gone, own_member
+from memwarden.tell.outbox import Outbox
+from memwarden.tell.rules import Draft
+from memwarden.tell.settings import AlertSettings, ChannelUse
+from memwarden.tell.signals import Signal, from_text, key_of, to_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Any
+
+    from memwarden.blackbox import BlackBox, Post
+    from memwarden.ports import Channel, Clock
+    from memwarden.tell.outbox import Told
+
+# What waits in memory where no slot is free; the oldest of it goes, and is counted.
+MOST_QUEUED = 256
+# How often boxes of others are looked through, members swept, the history pruned, a lost store tried again.
+ADOPT_S, SWEEP_S, PRUNE_S, RECOVER_S = 15.0, 5.0, 600.0, 30.0
+# A state that lasts is said again so often: whoever lost it, or moved a damaged store aside, learns of it.
+ASSERT_S = 600.0
+# A post that nobody took for so long is taken by anybody: its process may be in a namespace that cannot be seen.
+STALE_S = 60.0
+# Nothing to do: look again after so long all the same (another process may have written).
+IDLE_S = 2.0
+# A store that fails so often running is let go for memory.
+STORE_TRIES = 2
+STOP_S = 5.0
+
+
+class Teller:
+    """Made of settings and channels; `start` it in the process that it is for. Never in a parent before a fork.
+
+    `store_folder` is that of the store (None: the usual place), `run_folder` that of the black boxes. `target` and
+    `host` are who the alerts are about. With `settings.deliver` "service" nothing is delivered here: the slots are all.
+    """
+
+    def __init__(
+        self,
+        settings: AlertSettings,
+        channels: Sequence[Channel],
+        *,
+        target: str,
+        host: str,
+        store_folder: str | None = None,
+        run_folder: str | None = None,
+        environ: Mapping[str, str] = os.environ,
+        clock: Clock | None = None,
+        waits: Clock | None = None,
+    ) -> None:
+        self.settings, self.target, self.host = settings, target, host
+        self._channels = channels
+        self._store_folder, self._run_folder, self._environ = store_folder, run_folder, environ
+        self._clock: Clock = clock if clock is not None else SystemClock()
+        self._waits: Clock = waits if waits is not None else SystemClock()
+        self.member = own_member()
+        self._prefix, self._number = hexlify(os.urandom(6)).decode(), 0
+        self._lock, self._leaving = threading.RLock(), False
+        self._box: BlackBox | None = None
+        self._queue: deque[Signal] = deque()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._workers: list[_Worker] = []
+        self._ending = False
+        self._outbox: Outbox | None = None
+        self._store_failures = 0
+        self._due: dict[str, float] = {}
+        self._wake_unix_s: float | None = None
+        self._standing: dict[str, tuple[Draft, str | None]] = {}
+        self._log = logging.getLogger("memwarden.tell")
+        self.collectors = Collectors(settings.collectors, limit_s=settings.collect_for_s)
+        self.describe: Callable[[], Mapping[str, Any]] = dict
+        self.lost = self._said_lost = 0
+        self.taken = 0
+
+    # --- the side of the guarded loop ---------------------------------------------------------------------------
+
+    def attach(self, box: BlackBox | None) -> None:
+        """What is told goes into the slots of this box from now on."""
+        self._box = box
+
+    def tell(self, draft: Draft, *, member: str | None = None, target: str | None = None, name: str = "") -> str:
+        """Have it told; the signal's id. Back within microseconds; it survives the process where a slot was free.
+
+        `name` is an id of the caller's own for what must be told once whoever finds it.
+        """
+        about = target if target is not None else self._target_of(draft)
+        key = key_of(draft.kind, about)
+        whose = member if member is not None else self.member
+        signal = Signal(
+            id=name or self._new_id(), key=key, kind=draft.kind, what=draft.what, level=draft.level, title=draft.title,
+            text=draft.text, unix_s=self._clock.wall(), target=about, host=self.host, member=whose, scope=draft.scope,
+            details=draft.details if about == self.target else {**draft.details, "seen_by": self.target},
+        )  # fmt: skip
+        if draft.what == "raised" and member is None:
+            self._standing[key] = draft, target
+        elif draft.what == "cleared":
+            self._standing.pop(key, None)
+        self._leave(signal)
+        self._wake.set()
+        return signal.id
+
+    def _target_of(self, draft: Draft) -> str:
+        """The machine is one target for all who see it."""
+        return f"machine {self.host}" if draft.scope == "machine" else self.target
+
+    def _new_id(self) -> str:
+        with self._lock:
+            self._number += 1
+            return f"{self._prefix}-{self._number}"
+
+    def _leave(self, signal: Signal) -> None:
+        """In a slot; where none is free, in memory. A box has one writer at a time."""
+        with self._lock:
+            if not self._leaving:  # a signal handler or a finalizer in the middle of it: what it has waits in memory
+                self._leaving = True
+                try:
+                    if self._post(signal):
+                        return
+                finally:
+                    self._leaving = False
+            self._queue.append(signal)
+            while len(self._queue) > MOST_QUEUED:
+                self._drop_one()
+
+    def _drop_one(self) -> None:
+        """The oldest goes, of what happens once where there is any: the end of a state must not be missed."""
+        at = next((number for number, each in enumerate(self._queue) if each.what == "seen"), 0)
+        del self._queue[at]
+        self.lost += 1
+
+    def _post(self, signal: Signal) -> bool:
+        box = self._box
+        # In order: what is in memory comes before what is posted after it.
+        if box is not None and (not self._queue or signal.level is Level.EMERGENCY):
+            at_s, urgent = self._clock.monotonic(), signal.level is Level.EMERGENCY
+            try:
+                return box.post(signal.unix_s, at_s, to_text(signal), urgent=urgent)
+            except ValueError:  # the box was closed
+                self._box = None
+        return False
+
+    def tick(self) -> None:
+        """Once a second, from the loop. Where the service delivers, what is in memory goes into free slots."""
+        if self.settings.deliver == "service" and self._queue:
+            with self._lock:
+                while self._queue and self._box is not None:
+                    signal = self._queue[0]
+                    if not self._box.post(signal.unix_s, self._clock.monotonic(), to_text(signal)):
+                        return
+                    self._queue.popleft()
+
+    # --- life -----------------------------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> bool:
+        """Whether its threads run; without any to run (a service delivers) it counts as running."""
+        return self._thread is not None or self.settings.deliver == "service"
+
+    def now_unix_s(self) -> float:
+        """The time that the outbox lives by."""
+        return self._clock.wall()
+
+    @property
+    def outbox(self) -> Outbox | None:
+        """The outbox, once the threads run."""
+        return self._outbox
+
+    def start(self) -> None:
+        """Start the threads, which open the store themselves. A second start is a no-op. Raises RuntimeError."""
+        if self.running:
+            return
+        self._ending = False
+        self._due["assert"] = self._waits.monotonic() + ASSERT_S
+        thread = threading.Thread(target=self._run, name="memwarden-tell", daemon=True)
+        thread.start()
+        self._thread = thread
+
+    def open_outbox(self, *, memory: str = "") -> Outbox:
+        """The outbox in the store of this teller, or in memory, for a reason. Raises StoreError."""
+        return Outbox(
+            self.settings, folder=self._store_folder, environ=self._environ, clock=self._clock, memory=memory
+        )  # fmt: skip
+
+    def _open(self) -> None:
+        """Alerts go on from memory where the store must not be used, which is said."""
+        try:
+            self._outbox = self.open_outbox()
+        except StoreError as error:
+            self._log.error("alerts are kept in memory only: %s", error)
+            self._outbox = self.open_outbox(memory=str(error))
+        self._workers = [_Worker(self, courier, self._waits) for courier in self.couriers(self._outbox)]
+        for worker in self._workers:
+            worker.start()
+
+    def couriers(self, outbox: Outbox) -> list[Courier]:
+        """One for each channel that is in use."""
+        uses = self.settings.policy.channels
+        return [
+            Courier(outbox, channel, uses[channel.name], on_down=self._say_down, on_up=self._say_up)
+            for channel in self._channels
+            if channel.name in uses
+        ]
+
+    def stop(self, *, patience_s: float = STOP_S) -> None:
+        """Take everything in, deliver for at most so long, and end. What is left is in the store, or in the slots."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        self._ending = True
+        self._wake.set()
+        if thread is not threading.current_thread():
+            thread.join(timeout=patience_s)
+        end_s = self._waits.monotonic() + patience_s
+        for worker in self._workers:
+            worker.end()
+        for worker in self._workers:
+            worker.join(max(0.0, end_s - self._waits.monotonic()))
+        if not thread.is_alive() and not any(worker.alive for worker in self._workers) and self._outbox is not None:
+            self._outbox.close()
+        self._outbox = None
+
+    def once(self, *, within_s: float) -> list[Told]:
+        """Without threads of its own: take in what there is, also of the dead, deliver for at most so long, and close.
+
+        What was told by it. Raises StoreError.
+        """
+        start = self._clock.wall()
+        outbox = self._outbox = self.open_outbox()
+        try:
+            if outbox.moved:
+                self._say_moved(outbox)
+            self._take_in(outbox)
+            self._adopt(outbox)
+            outbox.sweep()
+            outbox.wake()
+            deliver(self.couriers(outbox), within_s=within_s, waits=self._waits)
+            self._take_in(outbox)  # what a courier has to say of its channel
+            outbox.prune()
+            return outbox.history(touched_since_unix_s=start)
+        finally:
+            self._outbox = None
+            outbox.close()
+
+    def _run(self) -> None:
+        try:
+            self._open()
+        except Exception:  # noqa: BLE001  slots keep what is told for whoever comes next
+            self._log.exception("alerts are not delivered from here")
+            return
+        while not self._ending:
+            wait_s = self._round_or_log()
+            if not self._ending and self._waits.wait(self._wake, wait_s):
+                self._wake.clear()
+        self._round_or_log()
+
+    def _round_or_log(self) -> float:
+        try:
+            return self.round()
+        except Exception:  # noqa: BLE001  whatever is wrong with one round, the next may be better
+            self._log.exception("telling failed; it goes on")
+            return IDLE_S
+
+    def look(self) -> None:
+        """Somebody else put something into the outbox: see to it now."""
+        self._wake.set()
+
+    # --- one round of the thread ----------------------------------------------------------------------------------
+
+    def round(self) -> float:
+        """Take in what there is, step what is due, see to the store; seconds until the next."""
+        outbox = self._outbox
+        if outbox is None:
+            return IDLE_S
+        if outbox.moved:
+            self._say_moved(outbox)
+        lost = self.lost + outbox.dropped
+        if lost > self._said_lost:
+            self._log.error("%d alert(s) were dropped: more came than can be kept", lost - self._said_lost)
+            self._said_lost = lost
+        try:
+            made = self._take_in(outbox)
+            made += self._adopt(outbox) if self._is_due("adopt", ADOPT_S) else 0
+            if self._is_due("sweep", SWEEP_S):
+                made += outbox.sweep()
+            self._assert_standing()
+            now = self._clock.wall()
+            self._wake_unix_s = outbox.wake()
+            if self._is_due("prune", PRUNE_S):
+                outbox.prune()
+            self._store_failures = 0
+        except StoreError as error:
+            self._store_failed(outbox, error)
+            return 1.0
+        if outbox.degraded and self._is_due("recover", RECOVER_S) and outbox.recover():
+            self._log.warning("the store can be written again: what was in memory is in it")
+        for worker in self._workers:
+            worker.look()
+        left_s = IDLE_S if self._wake_unix_s is None else self._wake_unix_s - now
+        return min(IDLE_S, max(0.0, left_s))
+
+    def _is_due(self, what: str, every_s: float) -> bool:
+        now_s = self._waits.monotonic()
+        if now_s < self._due.get(what, float("-inf")):
+            return False
+        self._due[what] = now_s + every_s
+        return True
+
+    def _take_in(self, outbox: Outbox) -> int:
+        box = self._box
+        posts: tuple[Post, ...] = ()
+        if box is not None:
+            try:
+                posts = box.posts()
+            except ValueError:  # closed meanwhile
+                self._box = box = None
+        signals = [signal for post in posts if (signal := from_text(post.text)) is not None]
+        with self._lock:
+            waiting = tuple(self._queue)
+        signals += waiting
+        if not signals:
+            return 0
+        signals.sort(key=lambda signal: signal.unix_s)  # those in slots and those in memory, as they came
+        hurry = any(signal.level is Level.EMERGENCY for signal in signals)
+        made = outbox.take(signals if hurry else [self._with_more(signal) for signal in signals])
+        self.taken += len(signals)
+        if box is not None:
+            for post in posts:
+                box.take(post)
+        known = {signal.id for signal in waiting}
+        with self._lock:
+            while self._queue and self._queue[0].id in known:
+                self._queue.popleft()
+        return made
+
+    def _with_more(self, signal: Signal) -> Signal:
+        """What is known beside it; nothing is asked for an EMERGENCY, which must not wait."""
+        if signal.level is Level.EMERGENCY or signal.what == "cleared" or signal.member != self.member:
+            return signal
+        more: dict[str, Any] = {}
+        try:
+            more |= self.describe()
+        except Exception as error:  # noqa: BLE001  whatever fails there must not keep the alert
+            self._log.info("an alert says less: %s", type(error).__name__)
+        more |= self.collectors.collect(self._waits.monotonic(), hurry=self._is_urgent)
+        return signal.replace(details={**signal.details, **more}) if more else signal
+
+    def _is_urgent(self) -> bool:
+        """Whether an EMERGENCY came meanwhile."""
+        box = self._box
+        try:
+            return box is not None and box.is_urgent()
+        except ValueError:  # closed meanwhile
+            return False
+
+    def _assert_standing(self) -> None:
+        """Say again what lasts."""
+        if self._is_due("assert", ASSERT_S):
+            self._say_standing()
+
+    def _say_standing(self) -> None:
+        for draft, target in tuple(self._standing.values()):
+            self.tell(draft, target=target)
+
+    def _adopt(self, outbox: Outbox) -> int:
+        """What those who died left in their slots."""
+        own = self._box.path if self._box is not None else None
+        return adopt(outbox, self._run_folder, own=own, now_unix_s=self._clock.wall())
+
+    # --- what goes wrong here ------------------------------------------------------------------------------------
+
+    def _store_failed(self, outbox: Outbox, error: StoreError) -> None:
+        """Damaged: a new one. Locked or full: tried again, then alerts go on from memory, which is said."""
+        self._store_failures += 1
+        try:
+            if outbox.reopen(error):
+                self._say_standing()
+                return
+        except StoreError as again:
+            error = again
+        if self._store_failures < STORE_TRIES and not outbox.degraded and not self._is_urgent():
+            self._log.warning("alerts cannot be kept now, they are tried again: %s", error)
+            return
+        if not outbox.degraded:
+            self._log.error("alerts are kept in memory only until the store can be written again: %s", error)
+            outbox.into_memory()
+            self._say_standing()
+            self._due["recover"] = self._waits.monotonic() + RECOVER_S
+        self._wake.set()
+
+    def _say_moved(self, outbox: Outbox) -> None:
+        where, outbox.moved = outbox.moved[-1], []
+        text = f"it was moved to {where}; alerts that were not delivered when it broke may be in there only"
+        self.tell(
+            Draft(kind="custom", what="seen", level=Level.CRITICAL, title="the store of alerts was damaged", text=text)
+        )
+        self._say_standing()
+
+    def _say_down(self, channel: str, error: str) -> None:
+        self.tell(
+            Draft(
+                kind="custom", what="raised", level=Level.WARNING, title=f"alert channel {channel} does not deliver",
+                text=error, scope="process", details={"channel": channel},
+            ),
+            target=f"channel {channel}", member="courier",
+        )  # fmt: skip
+
+    def _say_up(self, channel: str) -> None:
+        self.tell(
+            Draft(
+                kind="custom", what="cleared", level=Level.NORMAL, title=f"alert channel {channel} delivers again",
+                text="it delivers again", scope="process", details={"channel": channel},
+            ),
+            target=f"channel {channel}", member="courier",
+        )  # fmt: skip
+
+
+class _Worker:
+    """The thread of one courier."""
+
+    def __init__(self, teller: Teller, courier: Courier, waits: Clock) -> None:
+        self._teller, self._courier, self._waits = teller, courier, waits
+        self._wake = threading.Event()
+        self._ending = False
+        self._log = logging.getLogger("memwarden.tell")
+        self._thread = threading.Thread(target=self._run, name=f"memwarden-tell-{courier.name}", daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def look(self) -> None:
+        """There may be something to deliver."""
+        self._wake.set()
+
+    def end(self) -> None:
+        """Deliver what is due, once more, and end."""
+        self._ending = True
+        self._wake.set()
+
+    def join(self, seconds: float) -> None:
+        if self._thread.ident is not None and self._thread is not threading.current_thread():
+            self._thread.join(seconds)
+
+    def _run(self) -> None:
+        wrong = self._courier.warm_up()
+        if wrong:
+            self._log.warning("alerts by %s cannot be delivered now: %s", self._courier.name, wrong)
+        while True:
+            ending = self._ending
+            rest_s = self._round(waits=not ending)
+            if ending:
+                break
+            if self._waits.wait(self._wake, rest_s):
+                self._wake.clear()
+        self._courier.close()
+
+    def _round(self, *, waits: bool) -> float:
+        """Everything that can be delivered now; seconds until the next."""
+        try:
+            while self._courier.once(waits=waits):
+                if self._ending and waits:
+                    return 0.0
+            rest_s = self._courier.rest_s(self._teller.now_unix_s())
+        except StoreError as error:
+            self._log.info("channel %s: %s", self._courier.name, error)
+            return IDLE_S
+        except Exception:  # noqa: BLE001  likewise
+            self._log.exception("delivering by %s failed; it goes on", self._courier.name)
+            return IDLE_S
+        return IDLE_S if rest_s is None else min(IDLE_S, max(0.01, rest_s))
+
+
+def adopt(
+    outbox: Outbox, run_folder: str | None, *, own: str | None, now_unix_s: float, living: bool = False
+) -> int:  # fmt: skip
+    """Take in what is in the slots of the other boxes of a run folder: of the dead, and with `living` of everybody.
+
+    The service does it for `living`; each signal counts once, whoever takes it. How many deliveries came of it. Raises
+    StoreError, and then nothing is marked.
+    """
+    made = 0
+    try:
+        paths = find_boxes(run_folder) if run_folder is not None else []
+    except OSError:
+        return 0
+    for path in paths:
+        try:
+            if path == own or os.path.getsize(path) <= SIZE:
+                continue
+            posts = read_posts(path)
+        except (OSError, BlackBoxError):
+            continue
+        for post in posts:
+            signal = from_text(post.text)
+            gone = signal is None or is_gone(signal.member) or now_unix_s - post.unix_s > STALE_S
+            if not (living or gone):
+                continue
+            if signal is not None:
+                made += outbox.take([signal])
+            try:
+                mark_taken(path, post)
+            except BlackBoxError:
+                continue
+    return made
+
+
+def build_channels(settings: AlertSettings, environ: Mapping[str, str]) -> tuple[AlertSettings, tuple[Channel, ...]]:
+    """The channels that are in use, and the settings with how each is used. Raises ConfigError.
+
+    What is wrong with one channel is not raised: `complaints` says it, and what is sent to it fails for good.
+    """
+    used = {name: each for name, each in settings.channels.items() if name in settings.policy.channels}
+    made: dict[str, Channel] = {name: each for name, each in used.items() if not isinstance(each, dict)}
+    uses = dict(settings.policy.channels)
+    tables = {name: table for name, table in used.items() if isinstance(table, dict)}
+    if tables:
+        from memwarden.tell.channels import build
+
+        for found in build(tables, where=f"{settings.where}.channels", environ=environ):
+            made[found.name] = found.channel
+            uses[found.name] = ChannelUse(
+                name=found.name, enabled=found.enabled, level=found.min_level, throttle_s=found.throttle_s,
+                timeout_s=found.timeout_s, attempts=found.attempts, tier=found.tier,
+            )  # fmt: skip
+    for name, channel in made.items():
+        if channel.name != name:
+            where = f"{settings.where}.channels.{name}"
+            raise ConfigError(f"calls itself {channel.name!r}", where=where, mend="give both the same name")
+    policy = settings.policy.replace(channels=uses)
+    return settings.replace(policy=policy), tuple(made[name] for name in used)
+
+
+def complaints(channels: Iterable[Channel]) -> list[str]:
+    """What is wrong with the settings of channels, one line each."""
+    return [line for channel in channels for line in channel.check()]
+
+
+def deliver(couriers: Sequence[Courier], *, within_s: float, waits: Clock | None = None) -> None:
+    """Deliver what is there, each channel in a thread of its own, for at most so long: for what runs only once."""
+    clock = waits if waits is not None else SystemClock()
+    end_s = clock.monotonic() + within_s
+
+    def run(courier: Courier) -> None:
+        try:
+            while clock.monotonic() < end_s and courier.once(waits=False):
+                pass
+        except MemwardenError as error:
+            logging.getLogger("memwarden.tell").warning("channel %s: %s", courier.name, error)
+        finally:
+            courier.close()
+
+    threads = [threading.Thread(target=run, args=(each,), daemon=True) for each in couriers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, end_s - clock.monotonic()))
