@@ -17,13 +17,14 @@ import threading
 from collections import deque
 
 from memwarden import config as settings
-from memwarden.blackbox import BlackBox, directory
+from memwarden.blackbox import BlackBox, LeakState, directory
+from memwarden.errors import ConfigError
 from memwarden.facts import Level, Reason
 from memwarden.judge import History, Judge, Lines
 from memwarden.judge.levels import GAP_S
 from memwarden.sense import Machine, SystemClock, identify, make_sensor
 from memwarden.sense.cgroup import find_cgroup
-from memwarden.units import MIB, format_bytes, format_ratio, parse_bytes
+from memwarden.units import MIB, format_bytes, format_ratio, parse_bytes, parse_duration
 from memwarden.warden.cleanup import Cleanup
 from memwarden.warden.hooks import follow, unfollow
 from memwarden.warden.messenger import Messenger, Subscriber, running_loop
@@ -32,18 +33,22 @@ from memwarden.warden.words import disabled, in_words, nothing_done, reasons, un
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
     from types import TracebackType
     from typing import Any, Self
 
     from memwarden.act import Collections
     from memwarden.act.fence import Fence
+    from memwarden.budget import Budget
     from memwarden.diagnose import Statistics
     from memwarden.facts import Finding, Forecast, Leak, Limit, Operation, Outcome, Reading, Trend, Verdict
     from memwarden.findings import Findings
-    from memwarden.ports import Clock, Sheddable
+    from memwarden.ports import Channel, Clock, Sheddable
     from memwarden.ports import Machine as MachinePort
+    from memwarden.tell.settings import AlertSettings
     from memwarden.warden.notices import Spoken
+    from memwarden.warden.telling import Telling
+    from memwarden.warden.typewatch import TypeWatch
 
     Callback = Callable[[Level, Level, Reading], None] | Callable[[Level, Level, Reading], Awaitable[None]]
     Listener = Callable[[Finding], None] | Callable[[Finding], Awaitable[None]]
@@ -69,6 +74,9 @@ FENCED = "MEMWARDEN_FENCED"
 # itself 0.6 us: below 0.01 % of one core.
 COMMAND_S = 1.0
 RECENT_OUTCOMES = 100
+# How long the last alerts may take to be delivered when it is stopped, and at the end of the process; what is left is
+# in the store for whoever comes next.
+STOP_S, EXIT_S = 5.0, 2.0
 
 
 class Warden:
@@ -76,7 +84,9 @@ class Warden:
 
     `limit` is an explicit limit of this process ("512M" or bytes); it can only lower what the system sets. Every
     other setting of `memwarden config` is a keyword. `preset` is one of `memwarden.config.PRESETS`, "auto" (by the
-    hosting platform) or None (75 / 90 / 95 %). Raises ConfigError on values that cannot be used.
+    hosting platform) or None (75 / 90 / 95 %). `alerts` is what stands in the table `[alerts]` of the settings file,
+    which is read where it is not given; in it a channel may also be an object of your own (`ports.Channel`), and an
+    empty one tells nobody. Raises ConfigError on values that cannot be used.
     """
 
     def __init__(
@@ -86,6 +96,7 @@ class Warden:
         preset: str | None = "auto",
         machine: MachinePort | None = None,
         clock: Clock | None = None,
+        alerts: Mapping[str, Any] | None = None,
         **config: Any,
     ) -> None:
         self._machine = machine if machine is not None else Machine()
@@ -104,6 +115,11 @@ class Warden:
         )
         self._subscribers: list[Subscriber] = []
         self._log: Any = None
+        self._alerts, self._alerts_pid = self._make_alerts(alerts), os.getpid()
+        self._telling: Telling | None = None
+        self._inherited: list[Telling] = []
+        self._budgets: list[Budget] = []
+        self._alert_details: dict[str, tuple[Callable[[], Any], float]] = {}
         self._cleanup = Cleanup(self.config, machine=self._machine, clock=self._clock, rss_bytes=self._sensor.rss_bytes)
         self._begin_life()
 
@@ -126,10 +142,18 @@ class Warden:
         self._acted_on = Level.NORMAL
         self._fence: Fence | None = None
         self._findings = self._make_findings() if self.config.leak_detection else None
+        self._types: TypeWatch | None = None
+        if self._findings is not None and self.config.leak_census:
+            self._types = self._make_types(self._findings)
+        self._told_leak: tuple[float, str] | None = None
         from memwarden.warden.crew import Crew
 
         self._crew = Crew(self._lock)
         self._spoken: Spoken | None = None
+        if self._telling is not None:
+            # The parent's: its connection to the store must be neither used nor closed here, so it is only kept.
+            self._inherited.append(self._telling)
+        self._telling = None
         self._box: BlackBox | None = None
         self._box_pid = 0
         self._due_s = float("-inf")
@@ -147,6 +171,44 @@ class Warden:
             leave_gap=config.leave_gap,
             dwell_s=config.dwell_s,
         )
+
+    def _make_alerts(self, given: Mapping[str, Any] | None) -> tuple[AlertSettings, tuple[Channel, ...]] | None:
+        """The settings of alerts and their channels, checked; None where nobody is told. Raises ConfigError."""
+        environ = self._machine.environ
+        table, where = (given, "alerts") if given is not None else settings.table("alerts", environ=environ)
+        if not table or not self.config.enabled:
+            return None
+        from memwarden.warden.telling import settings_of
+
+        return settings_of(table, where, environ)
+
+    def _make_telling(self, run_folder: str | None) -> Telling | None:
+        if self._alerts is None:
+            return None
+        from memwarden.tell.sender import build_channels
+        from memwarden.warden.telling import Telling
+
+        found, channels = self._alerts
+        if self._alerts_pid != os.getpid():  # those of the parent have its connections
+            found, channels = build_channels(found, self._machine.environ)
+            self._alerts, self._alerts_pid = (found, channels), os.getpid()
+        cleanup, in_flight = self._cleanup, self._in_flight
+        telling = Telling(
+            found,
+            channels,
+            config=self.config,
+            clock=self._clock,
+            environ=self._machine.environ,
+            run_folder=run_folder,
+            leads=self._crew.leads,
+            in_flight=lambda: sorted(each.name for each in tuple(in_flight)),
+            held=lambda: dict(cleanup.held_bytes),
+            trend=self.trend,
+        )
+        telling.budgets = self._budgets
+        for name, (function, limit_s) in self._alert_details.items():
+            telling.teller.collectors.add(name, function, limit_s=limit_s)
+        return telling
 
     def _make_findings(self) -> Findings:
         config = self.config
@@ -172,6 +234,12 @@ class Warden:
             window_s=config.window_s,
             columns=columns,
         )
+
+    def _make_types(self, findings: Findings) -> TypeWatch:
+        from memwarden.warden.typewatch import TypeWatch
+
+        blocks = self._machine.python_blocks
+        return TypeWatch(findings, clock=self._clock, blocks=blocks, forked=self._ladder.would_copy)
 
     # --- life --------------------------------------------------------------------------------------------------
 
@@ -245,6 +313,7 @@ class Warden:
                 supervisor_pid=int(supervisor) if supervisor.isdigit() else 0,
                 start_ticks=self._machine.start_ticks(),
                 argv=" ".join(sys.argv),
+                posts=self._alerts is not None,
             )
         except (OSError, ValueError) as error:  # no memory for it, or a folder name that cannot be one
             self._log.warning("no black box: %s", error)
@@ -254,8 +323,14 @@ class Warden:
         with self._lock:
             self._box, self._box_pid = box, os.getpid()
             self._place_box()
+            if self._telling is None:
+                self._telling = self._make_telling(folder if box.path is not None else None)
+            if self._telling is not None:
+                self._telling.attach(box)
             if folder is not None and box.path is not None and config.leader:
                 self._join_the_crew(folder)
+            elif self._telling is not None:
+                self._telling.tick()
 
     def _own_box(self) -> BlackBox | None:
         """The black box, unless it is that of a parent: after a fork in C, which runs no hook, it would be."""
@@ -284,6 +359,7 @@ class Warden:
         thread = self._halt()
         with self._lock:
             self._lower_fence()
+        self._end_telling("its Warden was stopped", STOP_S)
         self._crew.resign()
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout=10.0)
@@ -299,6 +375,11 @@ class Warden:
             self._wake.set()
             unfollow(self)
         return thread
+
+    def _end_telling(self, why: str, patience_s: float) -> None:
+        telling, self._telling = self._telling, None
+        if telling is not None:
+            telling.stop(why, patience_s=patience_s)
 
     def _end_box(self, verdict: str) -> None:
         """Say how it ended. Nobody unmaps it: the last thread that still writes lets it go."""
@@ -338,6 +419,7 @@ class Warden:
     def _goodbye(self) -> None:
         """At interpreter exit: the box of a process that ends by itself is not that of one that was killed."""
         self._halt()
+        self._end_telling("the process ended by itself", EXIT_S)
         self._end_box("clean" if getattr(sys, "last_value", None) is None else "failed")
 
     # --- the loop ----------------------------------------------------------------------------------------------
@@ -462,6 +544,8 @@ class Warden:
                 self._verdict = verdict
                 self._seen = self._glance(verdict)
                 self._record(old, verdict, late_s)
+                if self._telling is not None:
+                    self._telling.weigh(verdict)
             finally:
                 self._ticking = False
         before = old.level if old is not None else Level.NORMAL
@@ -499,14 +583,16 @@ class Warden:
 
     def _climb(self, verdict: Verdict, before: Level) -> None:
         emergency = verdict.level is Level.EMERGENCY
-        for outcome in self._ladder.climb(
+        steps = self._ladder.climb(
             f"{verdict.level.name} by itself",
             enough=_never if emergency else self._relieved,
             urgent=emergency and before < Level.EMERGENCY,
             ratio=None if emergency else self._ratio(verdict),
             need_bytes=None if emergency else self._needed(verdict),
-        ):
-            self._report(outcome)
+        )
+        did = [self._report(outcome) for outcome in steps]
+        if self._telling is not None:
+            self._telling.acted(did, verdict.level)
 
     def _tend(self, verdict: Verdict) -> None:
         """Between cleanups: a collection where there is evidence for it (row M5). On the thread of the loop only."""
@@ -538,10 +624,18 @@ class Warden:
             self._hear()
         if findings is None or now_s < findings.due_s:
             return
-        for each in findings.sample(verdict.reading, calm=verdict.level < Level.CRITICAL):
+        calm, types = verdict.level < Level.CRITICAL, self._types
+        if types is not None and calm:
+            types.step(verdict.reading)  # the second census, so that the look of this sample knows of it
+        before = findings.leak
+        for each in findings.sample(verdict.reading, calm=calm):
             self._tell(each)
-        if findings.wants_probe and verdict.level < Level.CRITICAL:
+        if findings.wants_probe and calm:
             self._probe(findings)
+        if types is not None and calm:
+            types.step(verdict.reading)  # the first one, after the probe has taken the garbage away
+        if findings.leak is not before:
+            self._keep_leak(findings.leak)
 
     def _probe(self, findings: Findings) -> None:
         """On a suspicion: what do a collection and a trim give back? When they are safe here and in their share."""
@@ -556,12 +650,33 @@ class Warden:
 
     def _tell(self, finding: Finding) -> None:
         """Into the own black box at once; to people by the leader."""
+        if finding.kind == "leak":
+            self._told_leak = finding.unix_s, f"{finding.what}: {finding.text}"
         with self._lock:
             box = self._own_box()
             if box is not None:
                 box.event(finding.unix_s, finding.monotonic_s, finding.kind, f"{finding.what}: {finding.text}")
         if not self._crew.pass_on(finding):
             self._speak(finding)
+
+    def _keep_leak(self, leak: Leak) -> None:
+        """In the black box, where it stays however many events follow."""
+        told = self._told_leak
+        with self._lock:
+            box = self._own_box()
+            if box is not None and told is not None:
+                box.put_leak(
+                    LeakState(
+                        stage=leak.stage,
+                        since_unix_s=leak.since_unix_s,
+                        unix_s=told[0],
+                        text=told[1],
+                        cause=leak.cause,
+                        confidence=leak.confidence,
+                        growth_bytes_per_minute=leak.growth_bytes_per_minute,
+                        growing=leak.growing,
+                    )
+                )
 
     def _speak(self, finding: Finding) -> None:
         """Log line and callbacks, unless the same was told of another worker of late."""
@@ -579,6 +694,8 @@ class Warden:
         if urgent and finding.leak is not None:
             for advice in finding.leak.advice[1:]:
                 self._log.warning("%s", advice)
+        if self._telling is not None:
+            self._telling.finding(finding)
         self._call("on_finding", finding)
         if finding.kind == "leak":
             self._call("on_leak", finding)
@@ -593,7 +710,9 @@ class Warden:
         self._hear()
 
     def _hear(self) -> None:
-        """The leader tells what the others passed on."""
+        """The leader tells what the others passed on, to people too."""
+        if self._telling is not None:
+            self._telling.tick()
         for each in self._crew.news(self._clock.monotonic(), self._clock.wall()):
             self._speak(each)
         why = self._crew.why_alone()
@@ -782,6 +901,11 @@ class Warden:
         return statistics(self.verdict, self.trend(), self._machine, leak=self.leak, types=types)
 
     @property
+    def alerts(self) -> tuple[AlertSettings, tuple[Channel, ...]] | None:
+        """Whom it tells, and how; None where nobody is told."""
+        return self._alerts
+
+    @property
     def clock(self) -> Clock:
         """The clock it lives by."""
         return self._clock
@@ -904,6 +1028,43 @@ class Warden:
         """
         return self._cleanup.add_strategy(name, function, priority=priority, above=above, tag=tag)
 
+    def add_alert_detail(
+        self, name: str, function: Callable[[], Any], *, limit: str | float = 1.0
+    ) -> Callable[[], None]:
+        """Have alerts say what this returns at that moment (a queue's length, ...); returns what takes it back.
+
+        It is asked in a thread of its own for at most `limit`, and never for an EMERGENCY. What it returns must not be
+        a secret. Raises ConfigError.
+        """
+        if not callable(function) or not isinstance(name, str) or not name.strip():
+            raise ConfigError(f"{name!r} is no detail", where="add_alert_detail", mend="give a name and a function")
+        limit_s = parse_duration(limit, where="limit")
+        self._alert_details[name] = function, limit_s
+        if self._telling is not None:
+            self._telling.teller.collectors.add(name, function, limit_s=limit_s)
+
+        def take_back() -> None:
+            self._alert_details.pop(name, None)
+            if self._telling is not None:
+                self._telling.teller.collectors.remove(name)
+
+        return take_back
+
+    def add_budget(self, budget: Budget) -> Callable[[], None]:
+        """Have alerts name the top holders of this budget; returns what takes it back."""
+        self._budgets.append(budget)
+
+        def take_back() -> None:
+            if budget in self._budgets:
+                self._budgets.remove(budget)
+
+        return take_back
+
+    def tell_job_split(self, job: str, parts: int, why: str) -> None:
+        """Have people told that a job was cut into parts because of memory. Without alerts it does nothing."""
+        if self._telling is not None:
+            self._telling.job_split(job, parts, why)
+
     def add_sheddable(self, sheddable: Sheddable) -> Callable[[], None]:
         """Have a cache or a pool shed in cleanups, in slices of 5 ms; returns what takes it back. It is held weakly.
 
@@ -939,6 +1100,8 @@ class Warden:
     def _report(self, outcome: Outcome) -> Outcome:
         self._write_down(outcome)
         if outcome.action == self._collector.name and not outcome.skipped:
+            if self._telling is not None:
+                self._telling.collected()
             alert = self._collector.note(outcome)
             if alert:
                 self._alert(alert)
@@ -948,6 +1111,8 @@ class Warden:
         """A finding about our own collections: told once for a row of them."""
         text = f"{words}; the next one rests for up to ten minutes"
         self._log.warning("%s", text)
+        if self._telling is not None:
+            self._telling.fruitless(text)
         self.outcomes.append(nothing_done("collect", "alert", self._clock, why=text))
         with self._lock:
             box = self._own_box()

@@ -33,7 +33,7 @@ class Cleanup:
         self._config, self._machine, self._clock, self._rss_bytes = config, machine, clock, rss_bytes
         self._need = Need()
         self._registered: list[Action] = []
-        self._held_bytes: dict[str, int] = {}
+        self.held_bytes: dict[str, int] = {}
         self._mute: set[str] = set()
 
     def begin_life(self, lock: threading.RLock, operations: deque[Operation], history: History, judge: Judge) -> Ladder:
@@ -111,13 +111,13 @@ class Cleanup:
             if each.name in self._mute:
                 continue
             try:
-                in_time(lambda each=each: self._held_bytes.__setitem__(each.name, each.held_bytes()), HELD_S)  # type: ignore[misc]
+                in_time(lambda each=each: self.held_bytes.__setitem__(each.name, each.held_bytes()), HELD_S)  # type: ignore[misc]  # mypy knows no lambda with a default
             except Exception as error:  # noqa: BLE001  code of the application may raise anything
                 self._mute.add(each.name)
                 import logging
 
                 logging.getLogger("memwarden.warden").warning("%s does not say what it holds: %s", each.name, error)
-        return sum(self._held_bytes.get(each.name, 0) for each in declared) if declared else None
+        return sum(self.held_bytes.get(each.name, 0) for each in declared) if declared else None
 
     def _register(self, action: Action) -> Callable[[], None]:
         with self._lock:
