@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from memwarden.flow.filtering import filtered
     from memwarden.flow.paging import lazy
     from memwarden.flow.pool import Pool
+    from memwarden.flow.pool_async import AsyncPool
 
 _HOMES = {
+    "AsyncPool": "memwarden.flow.pool_async",
     "Budget": "memwarden.budget",
     "Cache": "memwarden.flow.cache",
     "Container": "memwarden.flow.container",
@@ -34,7 +36,7 @@ _HOMES = {
     "scan": "memwarden.flow.database",
 }
 
-__all__ = ["Budget", "Cache", "Container", "Pool", "chunks", "filtered", "lazy", "process", "scan"]
+__all__ = ["AsyncPool", "Budget", "Cache", "Container", "Pool", "chunks", "filtered", "lazy", "process", "scan"]
 
 
 def __getattr__(name: str) -> object:

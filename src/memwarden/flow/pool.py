@@ -106,13 +106,7 @@ class Pool(BasePool[T]):
 
     def discard(self, obj: T) -> None:
         """End it instead of returning it: it is broken. Raises NotBorrowedError."""
-        entry = self._core.out.pop(id(obj), None)
-        if entry is None:
-            return self._refuse(obj)
-        entry.obj = obj
-        with self._lock:
-            self._core.drop(entry)
-        return self._end(entry)
+        self._discard(obj)
 
     def lease(self, timeout_s: float | None = None) -> Lease[T]:
         """An object for a with-statement; it is returned at its end, however that comes."""
@@ -145,16 +139,9 @@ class Pool(BasePool[T]):
         """(an object, whether it is new): an idle one, one that comes back, or one that is made."""
         event = threading.Event()
         turn = Turn(event.set, code, at)
-        with self._lock:
-            if self._core.closed:
-                raise self._closed()
-            entry = self._core.take(self._now(), code, at)
-            if entry is not None:
-                return entry, False
-            if self._core.claim():
-                turn.may_make = True
-            elif patience_s:
-                self._core.queue_up(turn)
+        entry = self._ask(turn, patient=bool(patience_s))
+        if entry is not None:
+            return entry, False
         if not turn.may_make:
             self._wait(turn, event, until_s if patience_s else 0.0)
             if turn.entry is not None:
@@ -168,13 +155,8 @@ class Pool(BasePool[T]):
             left_s = until_s - self._now()
             if left_s > 0:
                 self._clock.wait(event, left_s)
-        except BaseException:  # a signal's handler raised: what it was given just now goes to the next
-            with self._lock:
-                self._core.leave(turn)
-                if turn.may_make:
-                    self._core.unclaim()
-            if turn.entry is not None:
-                self._back(turn.entry)
+        except BaseException:  # a signal's handler raised
+            self._forgo(turn)
             raise
         with self._lock:
             self._core.leave(turn)
@@ -184,11 +166,7 @@ class Pool(BasePool[T]):
         now = self._now()
         if now < entry.due_s:
             return True
-        if now >= entry.dies_s:
-            with self._lock:
-                self._core.drop(entry)
-            return False
-        return self._check(entry)
+        return self._in_time(entry, now) and self._check(entry)
 
     def _check(self, entry: Entry) -> bool:
         try:
@@ -199,12 +177,7 @@ class Pool(BasePool[T]):
                 return False
             self._end(entry)
             raise
-        if good:
-            with self._lock:
-                self._core.checked(entry, self._now())
-        else:
-            self._invalid(entry, "validate")
-        return good
+        return self._checked(entry, good=good)
 
     # --- making ------------------------------------------------------------------------------------------------
 

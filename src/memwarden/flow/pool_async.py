@@ -81,13 +81,7 @@ class AsyncPool(BasePool[T]):
 
     async def discard(self, obj: T) -> None:
         """End it instead of returning it: it is broken. Raises NotBorrowedError."""
-        entry = self._core.out.pop(id(obj), None)
-        if entry is None:
-            return self._refuse(obj)
-        entry.obj = obj
-        with self._lock:
-            self._core.drop(entry)
-        return self._end(entry)
+        self._discard(obj)
 
     def lease(self, timeout_s: float | None = None) -> AsyncLease[T]:
         """An object for an async-with statement; it is returned at its end, however that comes."""
@@ -123,16 +117,9 @@ class AsyncPool(BasePool[T]):
         loop = self._loop = asyncio.get_running_loop()
         future = loop.create_future()
         turn = Turn(waker(loop, future), code, at)
-        with self._lock:
-            if self._core.closed:
-                raise self._closed()
-            entry = self._core.take(self._now(), code, at)
-            if entry is not None:
-                return entry, False
-            if self._core.claim():
-                turn.may_make = True
-            elif patience_s:
-                self._core.queue_up(turn)
+        entry = self._ask(turn, patient=bool(patience_s))
+        if entry is not None:
+            return entry, False
         if not turn.may_make:
             if patience_s:
                 await self._wait(turn, loop, future, until_s)
@@ -146,13 +133,8 @@ class AsyncPool(BasePool[T]):
         alarm = loop.call_later(max(0.0, until_s - self._now()), settle, future)
         try:
             await future
-        except BaseException:  # cancelled: what it was given just now goes to the next
-            with self._lock:
-                self._core.leave(turn)
-                if turn.may_make:
-                    self._core.unclaim()
-            if turn.entry is not None:
-                self._back(turn.entry)
+        except BaseException:  # cancelled
+            self._forgo(turn)
             raise
         finally:
             alarm.cancel()
@@ -164,11 +146,7 @@ class AsyncPool(BasePool[T]):
         now = self._now()
         if now < entry.due_s:
             return True
-        if now >= entry.dies_s:
-            with self._lock:
-                self._core.drop(entry)
-            return False
-        return await self._check(entry)
+        return self._in_time(entry, now) and await self._check(entry)
 
     async def _check(self, entry: Entry) -> bool:
         try:
@@ -179,12 +157,7 @@ class AsyncPool(BasePool[T]):
                 return False
             self._end(entry)
             raise
-        if good:
-            with self._lock:
-                self._core.checked(entry, self._now())
-        else:
-            self._invalid(entry, "validate")
-        return good
+        return self._checked(entry, good=good)
 
     # --- making ------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from memwarden.budget import Account, Budget
+    from memwarden.flow.pool_core import Turn
     from memwarden.ports import Clock
 
 # One slice of shedding (ports.Sheddable).
@@ -224,6 +225,55 @@ class BasePool(Generic[T]):
             entry = None
             what, mend = f"a {kind} was returned that is not from here", "return what acquire() gave, to its own pool"
         raise NotBorrowedError(what, pool=self.name, again=entry is not None, mend=mend)
+
+    def _discard(self, obj: T) -> None:
+        """What `discard` does: end it instead of taking it back."""
+        entry = self._core.out.pop(id(obj), None)
+        if entry is None:
+            return self._refuse(obj)
+        entry.obj = obj
+        with self._lock:
+            self._core.drop(entry)
+        return self._end(entry)
+
+    def _ask(self, turn: Turn, *, patient: bool) -> Entry | None:
+        """An idle one. Else the turn may make one, or is in the queue if it is patient. Raises PoolClosedError."""
+        with self._lock:
+            if self._core.closed:
+                raise self._closed()
+            entry = self._core.take(self._now(), turn.code, turn.at)
+            if entry is None:
+                if self._core.claim():
+                    turn.may_make = True
+                elif patient:
+                    self._core.queue_up(turn)
+            return entry
+
+    def _forgo(self, turn: Turn) -> None:
+        """Whoever waited was interrupted: what it was given just now goes to the next."""
+        with self._lock:
+            self._core.leave(turn)
+            if turn.may_make:
+                self._core.unclaim()
+        if turn.entry is not None:
+            self._back(turn.entry)
+
+    def _in_time(self, entry: Entry, now_s: float) -> bool:
+        """False where it has lived its time: it is out of the books then."""
+        if now_s < entry.dies_s:
+            return True
+        with self._lock:
+            self._core.drop(entry)
+        return False
+
+    def _checked(self, entry: Entry, *, good: bool) -> bool:
+        """Its validation said so."""
+        if good:
+            with self._lock:
+                self._core.checked(entry, self._now())
+        else:
+            self._invalid(entry, "validate")
+        return good
 
     def _tidy(self, entry: Entry, now_s: float, *, late: bool) -> None:
         """Others wait, or something is too old or too many: see to it, with the lock held."""

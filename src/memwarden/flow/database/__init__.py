@@ -35,6 +35,7 @@ def __getattr__(name: str) -> object:
     if name in _HOMES:
         from importlib import import_module
 
+        import_module(f"{__name__}.statement")  # says which extra is missing, where SQLAlchemy is
         value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
         globals()[name] = value  # the next touch finds it without us
         return value

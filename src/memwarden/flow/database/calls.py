@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import create_engine
+
 from memwarden.budget import Budget
 from memwarden.clock import SystemClock
 from memwarden.errors import CheckpointError, ConfigError, StatementError
@@ -22,9 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping
     from typing import Literal, Self, TypedDict, Unpack, overload
 
-    from sqlalchemy.engine import Connection, Engine, Row
+    from sqlalchemy.engine import URL, Connection, Engine, Row
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+    from memwarden.flow.database.processes import Crew
     from memwarden.flow.database.statement import Stream
     from memwarden.ports import Clock, Pressure
 
@@ -49,9 +52,11 @@ if TYPE_CHECKING:
         name: str | None
         into: Any
         checkpoint: Store | None
+        checkpoint_s: float | str
         restart: bool
         by: Literal["chunk", "row"]
         parallel: int
+        processes: bool | Callable[[URL], Engine]
         timeout_s: float | str | None
         on_error: OnError
         error_callback: Callable[[Exception, Batch], object] | None
@@ -69,6 +74,8 @@ ROWS, BUDGET, TIMEOUT_S, RETRIES, MAX_RESULTS = 1000, "128M", 300.0, 3, 50
 # Ranges per worker: uneven ones even out, and a resumed run has some to share.
 PARTS_PER_WORKER = 4
 MOST_DEAD = 1000
+# A checkpoint behind each chunk: at most one comes again after a kill. Who reads only may ask for fewer commits.
+CHECKPOINT_S = 0.0
 ON_ERROR = ("stop", "retry", "continue", "bisect")
 
 
@@ -186,9 +193,10 @@ def scan(
 ) -> Scan:
     """Read a statement in chunks of at most `rows` rows and `budget` bytes, over an Engine or a Connection.
 
-    A statement with a usable key (`key=`: columns or their names) is read behind its last key, so nothing stays open
-    between chunks and a lost connection is taken up again; SQL text without `key=`, and `resumable=False`, is read
-    through one server-side cursor. Raises StatementError for what cannot be read so, KeyOrderError while reading.
+    A statement with a usable key (`key=`: columns, also `desc()`, or their names) is read behind its last key, so
+    nothing stays open between chunks and a lost connection is taken up again; SQL text without `key=`, and
+    `resumable=False`, is read through one server-side cursor. Raises StatementError for what cannot be read so, and
+    KeyOrderError while reading.
     """
     is_async = _is_async(source)
     sync = source.sync_engine if is_async and hasattr(source, "dispose") else source
@@ -226,6 +234,7 @@ def process(
     name: str | None = None,
     into: Any = None,
     checkpoint: Store | None = None,
+    checkpoint_s: float | str = CHECKPOINT_S,
     restart: bool = False,
     by: Literal["chunk", "row"] = "chunk",
     key: Any = None,
@@ -233,6 +242,7 @@ def process(
     rows: int = ROWS,
     budget: str | int | Budget = BUDGET,
     parallel: int = 1,
+    processes: bool | Callable[[URL], Engine] = False,
     timeout_s: float | str | None = TIMEOUT_S,
     retries: int = RETRIES,
     on_error: OnError = "retry",
@@ -252,8 +262,10 @@ def process(
     `handler(chunk)`, or `handler(row, chunk)` with `by="row"`. What it writes through `chunk.connection` is in the
     chunk's transaction, in the database `into` (the source's own if not given). A `name` makes the run resumable: its
     checkpoint is written in that same transaction (every row exactly once), or with `checkpoint=Store()` beside it
-    (after a kill at most one chunk is handed out again, under the same `chunk.id`). A run that was finished goes on
-    with the rows that came behind its last key; `restart=True` begins anew.
+    (after a kill at most one chunk is handed out again, under the same `chunk.id`). Where a handler wrote nothing
+    through `chunk.connection`, its checkpoint in a table may be written up to `checkpoint_s` seconds later, once for
+    many short chunks: after a kill those come again (0: at most one). A run that was finished goes on with the rows
+    that came behind its last key; `restart=True` begins anew.
 
     A chunk that fails is tried `retries` more times; then `on_error` says: "retry" and "stop" (which tries once) end
     the run with ChunkError, "continue" gives the chunk up, "bisect" the bad rows in it, as dead letters. With the
@@ -263,6 +275,8 @@ def process(
     With `by="row"` the handler may return results of its item: the first `max_results` go to `collect(row, results,
     chunk)`, the rest are counted. `budget` is what the chunks of all `parallel` workers take together. Workers are
     threads, or tasks with an AsyncEngine: then handlers may be coroutine functions, and the call is to be awaited.
+    For handlers that compute, `processes=True` makes them processes: what is called there must be importable, and each
+    makes its engine by `create_engine(url)`, or by a function of the URL that is given instead of True.
     """
     options = dict(locals())
     if _is_async(source):
@@ -282,6 +296,9 @@ async def _process_async(options: dict[str, Any]) -> Processed:
     source = options["source"]
     if not hasattr(source, "dispose"):
         raise _no_engine(source)
+    if options["processes"]:
+        what = "are for handlers that compute, and keep an event loop waiting"
+        raise ConfigError(what, where="processes", mend="pass an Engine, in a thread (asyncio.to_thread)")
     into = options["into"] or source
     if not _is_async(into):
         raise ConfigError("is no AsyncEngine as the source is", where="into", mend="create_async_engine(...)")
@@ -317,23 +334,54 @@ def _process(options: dict[str, Any], source: Engine, into: Engine, place: Threa
     bar, tell = _teller(options["progress"])
     account = _account(options["budget"], name)
     tally = Tally(name, clock, processed=before, total=total, pressure=options["pressure"], tell=tell)
-    run = Run(
-        name=name, handler=options["handler"], by_row=options["by"] == "row", place=place, into=into, ledger=ledger,
-        open_reader=open_reader, parts=run_parts, patience=patience, tally=tally, on_error=options["on_error"],
-        error_callback=options["error_callback"], most_dead=options["most_dead"],
-        max_results=_whole(options["max_results"], "max_results", least=0), collect=options["collect"], clock=clock,
-    )  # fmt: skip
+    count = min(parallel, max(1, len(run_parts)))
+    checkpoint_s = parse_duration(options["checkpoint_s"], where="checkpoint_s")
+    max_results = _whole(options["max_results"], "max_results", least=0)
+    workers: Crew | Run
     try:
+        if options["processes"]:
+            workers = _crew(options, source, into, run_parts, tally, limit_bytes=share, salt=salt)
+        else:
+            workers = Run(
+                name=name, handler=options["handler"], by_row=options["by"] == "row", place=place, into=into,
+                ledger=ledger, open_reader=open_reader, parts=run_parts, patience=patience, tally=tally,
+                on_error=options["on_error"], error_callback=options["error_callback"],
+                most_dead=options["most_dead"], max_results=max_results, collect=options["collect"],
+                checkpoint_s=checkpoint_s, clock=clock,
+            )  # fmt: skip
         with bar if bar is not None else nullcontext():
-            place.run(run.work, min(parallel, max(1, len(run_parts))), run.stop)
+            if isinstance(workers, Run):
+                place.run(workers.work, count, workers.stop)
+            else:
+                workers.run()
     finally:
         if account is not None:
             account.close()
     return Processed(
         name=name, rows=tally.rows, bytes=tally.bytes, chunks=tally.chunks, processed=before + tally.rows,
-        retries=tally.retries, dead_rows=tally.dead_rows, dead_chunks=tally.dead_chunks, dead=tuple(run.dead),
+        retries=tally.retries, dead_rows=tally.dead_rows, dead_chunks=tally.dead_chunks, dead=tuple(workers.dead),
         results=tally.kept, results_dropped=tally.dropped, seconds=tally.now().elapsed_s,
     )  # fmt: skip
+
+
+def _crew(
+    options: dict[str, Any], source: Engine, into: Engine, parts: list[Checkpoint], tally: Tally, *,
+    limit_bytes: int, salt: str,
+) -> Crew:  # fmt: skip
+    from memwarden.flow.database.processes import Crew, Order
+
+    make, store = options["processes"], options["checkpoint"]
+    order = Order(
+        statement=options["statement"], handler=options["handler"], url=source.url,
+        into=None if into is source else into.url, engine=create_engine if make is True else make, key=options["key"],
+        resumable=options["resumable"], parameters=options["parameters"], rows=options["rows"],
+        limit_bytes=limit_bytes, retries=options["retries"], timeout_s=_seconds(options["timeout_s"]),
+        snapshot=options["snapshot"], salt=salt, name=options["name"], store=None if store is None else store.path,
+        checkpoint_s=parse_duration(options["checkpoint_s"]), by_row=options["by"] == "row",
+        on_error=options["on_error"], error_callback=options["error_callback"], most_dead=options["most_dead"],
+        max_results=options["max_results"], collect=options["collect"],
+    )  # fmt: skip
+    return Crew(order, parts, options["parallel"], tally)
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------
@@ -409,8 +457,23 @@ def _refuse(plan: Keyset | Stream, source: Engine, into: Engine, options: dict[s
                 what = "an open read keeps SQLite's writers waiting without WAL"
                 raise ConfigError(what, where="snapshot", mend="PRAGMA journal_mode = WAL, or leave it out")
     in_memory = source.dialect.name == "sqlite" and (source.url.database or ":memory:") == ":memory:"
-    if in_memory and parallel > 1:
-        raise ConfigError("each thread has a memory database of its own", where="parallel", mend="use a file")
+    if in_memory and (parallel > 1 or options["processes"]):
+        raise ConfigError("each worker has a memory database of its own", where="parallel", mend="use a file")
+    if options["processes"]:
+        _refuse_processes(options)
+
+
+def _refuse_processes(options: dict[str, Any]) -> None:
+    make, store = options["processes"], options["checkpoint"]
+    if make is not True and not callable(make):
+        what = f"{make!r} makes no engine"
+        raise ConfigError(what, where="processes", mend="give True, or a function that takes a URL")
+    for name in ("pressure", "clock"):
+        if options[name] is not None:
+            raise ConfigError("processes cannot follow this one's", where=name, mend="leave out one of the two")
+    if store is not None and store.path is None:
+        what = "a store in memory is not seen by other processes"
+        raise ConfigError(what, where="checkpoint", mend="give it a folder that can be written to")
 
 
 # --- options -------------------------------------------------------------------------------------------------------

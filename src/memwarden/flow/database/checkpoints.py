@@ -17,6 +17,7 @@ from sqlalchemy import exc
 from sqlalchemy.dialects import mysql
 
 from memwarden.errors import CheckpointError
+from memwarden.flow.database import keys
 from memwarden.store import Checkpoint, DeadLetter
 
 if TYPE_CHECKING:
@@ -102,6 +103,20 @@ class TableLedger:
         with self._engine.connect() as connection:
             query = sa.select(_checkpoints).where(_checkpoints.c.name == name).order_by(_checkpoints.c.part)
             return tuple(Checkpoint(**row._asdict()) for row in connection.execute(query))
+
+    def load_part(self, name: str, part: int) -> Checkpoint | None:
+        """Where one part of the run is; None before its first checkpoint."""
+        query = sa.select(_checkpoints).where(_checkpoints.c.name == name, _checkpoints.c.part == part)
+        with self._engine.connect() as connection:
+            row = connection.execute(query).first()
+        return None if row is None else Checkpoint(**row._asdict())
+
+    def claim(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Write the next version, so that whoever has this one cannot. Raises CheckpointError, see `taken`."""
+        try:
+            return self.write(checkpoint, None)
+        except exc.IntegrityError:
+            raise CheckpointError.taken(checkpoint.name) from None
 
     def forget(self, name: str) -> None:
         """Begin anew: its checkpoints and dead letters go."""
@@ -196,7 +211,7 @@ def describe(plan: Keyset, connection: Connection, parameters: Mapping[str, Any]
         {
             "statement": _digest(str(compiled)),
             "parameters": {name: _digest(repr(values[name])) for name in sorted(values)},
-            "key": list(plan.names),
+            "key": keys.shown_names(plan.names, plan.down),
             "columns": _columns(plan, connection, parameters or {}),
         },
         sort_keys=True,

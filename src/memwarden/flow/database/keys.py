@@ -70,8 +70,8 @@ def _rich(value: Any) -> Any:
     return value
 
 
-def check(names: Sequence[str], before: Key | None, first: Key, last: Key, *, rows: int) -> None:
-    """Refuse a chunk of so many rows whose keys do not go up, as far as it can be told here, or are NULL.
+def check(names: Sequence[str], down: Sequence[bool], before: Key | None, first: Key, last: Key, *, rows: int) -> None:
+    """Refuse a chunk of so many rows whose keys do not go on, as far as it can be told here, or are NULL.
 
     Raises KeyOrderError.
     """
@@ -80,27 +80,33 @@ def check(names: Sequence[str], before: Key | None, first: Key, last: Key, *, ro
             name = names[key.index(None)]
             what = f"{name} is NULL in a row: nothing comes behind NULL, so rows would be lost"
             raise KeyOrderError(what, where="key", mend="leave such rows out in WHERE, or choose a key without NULL")
-    if rows > 1 and not _goes_up(first, last):
-        raise _no_order(names, first, last)
-    if before is not None and not _goes_up(before, first):
-        raise _no_order(names, before, first)
+    if rows > 1 and not _goes_on(first, last, down):
+        raise _no_order(names, down, first, last)
+    if before is not None and not _goes_on(before, first, down):
+        raise _no_order(names, down, before, first)
 
 
-def _goes_up(one: Key, other: Key) -> bool:
+def _goes_on(one: Key, other: Key, down: Sequence[bool]) -> bool:
     """Whether the other comes behind the one; true where only the database can tell."""
-    for left, right in zip(one, other, strict=True):
+    for left, right, falls in zip(one, other, down, strict=True):
         if left == right:
             continue
         if type(left) is not type(right) or not isinstance(left, _AGREED):
             return True
-        return bool(left < right)
+        return bool(left > right) if falls else bool(left < right)
     return False
 
 
-def _no_order(names: Sequence[str], one: Key, other: Key) -> KeyOrderError:
-    shown = ", ".join(names)
-    what = f"({shown}) came as {_show(one)} and then as {_show(other)}: the key does not strictly increase"
+def _no_order(names: Sequence[str], down: Sequence[bool], one: Key, other: Key) -> KeyOrderError:
+    shown = ", ".join(shown_names(names, down))
+    moves = "decrease" if all(down) else "go on" if any(down) else "increase"
+    what = f"({shown}) came as {_show(one)} and then as {_show(other)}: the key does not strictly {moves}"
     return KeyOrderError(what, where="key", mend="choose columns of a unique index of exact types, in its order")
+
+
+def shown_names(names: Sequence[str], down: Sequence[bool]) -> list[str]:
+    """The columns as an ORDER BY would have them."""
+    return [f"{name} DESC" if falls else name for name, falls in zip(names, down, strict=True)]
 
 
 def _show(key: Key) -> str:
@@ -125,7 +131,10 @@ def ranges(keyset: Keyset, fetch: Any, parts: int) -> list[tuple[Key | None, Key
     if numbers is not None and all(type(value) is int for value in numbers):
         least, greatest = numbers
         step = (greatest - least + 1) / parts
-        borders = [(least - 1 + round(step * part),) for part in range(1, parts)]
+        if keyset.down[0]:
+            borders = [(greatest + 1 - round(step * part),) for part in range(1, parts)]
+        else:
+            borders = [(least - 1 + round(step * part),) for part in range(1, parts)]
     elif numbers is None or numbers[0] is not None:
         (rows,) = fetch(keyset.count())
         ranks = sorted({rows * part // parts for part in range(1, parts)} - {0})

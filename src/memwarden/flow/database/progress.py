@@ -43,6 +43,8 @@ class Progress(Fact):
 class Tally:
     """Adds up what the workers do, and tells. `tell` is called by one worker at a time; what it raises ends the run."""
 
+    NOTHING = (0,) * 9
+
     def __init__(
         self,
         name: str | None,
@@ -103,6 +105,33 @@ class Tally:
         keep = 0.5 ** (passed / _HALF_LIFE_S)
         seen = rows / passed
         self._rate = seen if self._rate is None else keep * self._rate + (1 - keep) * seen
+
+    def counts(self) -> tuple[int, ...]:
+        """All that was counted by the only worker, asked by itself; for the `add` of another process."""
+        return (
+            self.rows, self.bytes, self.chunks, self.retries, self.dead_rows, self.dead_chunks, self.kept, self.dropped,
+            self.held_bytes,
+        )  # fmt: skip
+
+    def add(self, before: tuple[int, ...], now: tuple[int, ...]) -> None:
+        """A worker elsewhere counted on from `before` to `now`."""
+        rows, size, chunks, retries, dead_rows, dead_chunks, kept, dropped, held = (
+            new - old for old, new in zip(before, now, strict=True)
+        )
+        with self._lock:
+            self.rows += rows
+            self.bytes += size
+            self.chunks += chunks
+            self.retries += retries
+            self.dead_rows += dead_rows
+            self.dead_chunks += dead_chunks
+            self.kept += kept
+            self.dropped += dropped
+            self.held_bytes += held
+            if chunks:
+                self._learn(rows)
+                if self._tell is not None:
+                    self._tell(self._now())
 
     def now(self) -> Progress:
         """As it stands."""

@@ -8,6 +8,7 @@ connection costs one chunk's reading. Without a key: one cursor from start to en
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import sqlalchemy as sa
 
 from memwarden.errors import FlowError, KeyOrderError, ReleasedError, SourceError, StatementError
 from memwarden.flow.cutter import MOST_PAGE_ROWS, PAGE_ROWS, Cut, Cutter, Pager, page_cap, target_under
-from memwarden.flow.database import keys
+from memwarden.flow.database import indexes, keys
 from memwarden.flow.database.faults import is_transient
 from memwarden.flow.database.statement import Keyset, Stream
 from memwarden.flow.sizing import Sizer
@@ -32,11 +33,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "Reader"]
 
+_LOG = logging.getLogger("memwarden.flow")
 # Where every column is bounded a page may be as large as this part of the target allows, whatever the rows hold.
 _PAGE_PART = 16
 # Drivers without a real cursor on the server (MariaDB's protocol) must read what a query still has when it is closed
-# early; so a query asks for at most this many times what the last rows let expect.
-_SPARE = 1.5
+# early. So a query asks for as many rows as the last ones let expect, and a chunk is full with this part missing.
+_NEARLY = 1 / 16
+# Where still more than this is left (the rows grew wide suddenly) a new connection is cheaper than reading it: PyMySQL
+# takes 30 ms of CPU for one (its TLS context), and about as much for so many bytes.
+_MOST_LEFT_BYTES = 16 << 20
 
 
 class Batch(list["Row[Any]"]):
@@ -47,9 +52,9 @@ class Batch(list["Row[Any]"]):
     numbers of the rows. `attempt` counts from 1.
     """
 
-    __slots__ = ("attempt", "bytes", "cut", "door", "ended", "high", "id", "low", "reader")
+    __slots__ = ("_id", "attempt", "bytes", "cut", "door", "ended", "high", "low", "reader")
 
-    id: str
+    _id: str | None
     low: tuple[Any, ...] | None
     high: tuple[Any, ...]
     bytes: int
@@ -65,6 +70,13 @@ class Batch(list["Row[Any]"]):
         self.__class__ = _Released
 
     @property
+    def id(self) -> str:
+        """The name of these rows in this run and every other of its name and statement: sixteen letters."""
+        if self._id is None:
+            self._id = self.reader.name_of(self.low, self.high)
+        return self._id
+
+    @property
     def connection(self) -> Any:
         """The connection, and in it the transaction, that this chunk is committed with. `process` commits it."""
         if self.door is None:
@@ -78,8 +90,7 @@ class Batch(list["Row[Any]"]):
         piece.high = self.reader.key_at(self, stop - 1)
         piece.bytes = self.bytes * len(piece) // len(self)
         piece.cut, piece.ended = self.cut, self.ended and stop == len(self)
-        piece.reader, piece.door, piece.attempt = self.reader, None, 1
-        piece.id = self.reader.name_of(piece.low, piece.high)
+        piece.reader, piece.door, piece.attempt, piece._id = self.reader, None, 1, None
         return piece
 
 
@@ -132,10 +143,14 @@ class Reader:
         self._connection: Connection | None = None
         self._borrowed = isinstance(source, sa.Connection)
         self._dialect = source.dialect
+        # Python's own driver steps through the rows as they are fetched; a buffer on top of it costs a tenth more.
+        self._streams = source.dialect.name != "sqlite" or source.dialect.is_async
         self._sizer = Sizer()
         self._bounded = self._bounded_rows()
         self._pager = Pager(limit_bytes, most_rows=MOST_PAGE_ROWS)
         self._mean_bytes: float | None = None
+        self._page_bytes = 0.0  # of a row of the last page
+        self._fetched = 0  # rows of the present query
         self._cursor: Any = None
         self._stream: CursorResult[Any] | None = None
         self._surplus: Iterator[Row[Any]] = iter(())
@@ -200,17 +215,22 @@ class Reader:
             return
         # MariaDB's protocol has no way to stop: closing would read all that is still to come. So the connection goes,
         # and the driver's result, which would read on when it is collected, is told that there is nothing.
-        self._connection.invalidate()
+        connection, self._connection = self._connection, None
+        connection.invalidate()
         self._disarm()
         result.close()
+        connection.close()
 
     def _disarm(self) -> None:
-        """Tell PyMySQL's and asyncmy's unbuffered result that there is no connection to read on from."""
+        """Tell the driver that there is no connection from which it could read on."""
         cursor, self._cursor = self._cursor, None
-        pending: Any = getattr(getattr(cursor, "_cursor", cursor), "_result", None)
-        if hasattr(pending, "unbuffered_active"):
+        cursor = getattr(cursor, "_cursor", cursor)
+        pending: Any = getattr(cursor, "_result", None)
+        if hasattr(pending, "unbuffered_active"):  # PyMySQL, asyncmy, aiomysql
             pending.unbuffered_active = False
             pending.connection = None
+        elif hasattr(pending, "discard"):  # mysqlclient
+            cursor.connection = None
 
     def __enter__(self) -> Self:
         return self
@@ -239,17 +259,24 @@ class Reader:
         self._end_transaction()
         return found
 
-    def _execute(self, query: Any, values: Mapping[str, Any]) -> CursorResult[Any]:
-        options = {"stream_results": True, "max_row_buffer": self._pager.rows}
+    def _execute(self, query: Any, values: Mapping[str, Any], most_rows: int | None = None) -> CursorResult[Any]:
+        """Through a cursor on the server, unless so many rows are little whatever they hold: it has round trips."""
+        stream = self._streams and (most_rows is None or most_rows > self._bounded)
+        options = {"stream_results": True, "max_row_buffer": self._pager.rows} if stream else {}
         result = self._connect().execute(query, {**self._parameters, **values}, execution_options=options)
         self._cursor = result.cursor
         return result
 
     def check_keys(self) -> None:
-        """Refuse a key that holds NULL now, once. Raises KeyOrderError."""
+        """Refuse a key that holds NULL now, and warn where a given one has no index, once. Raises KeyOrderError."""
         if self._checked:
             return
         self._checked, plan = True, self.plan
+        if isinstance(plan, Keyset) and plan.given and not self._borrowed:
+            missing = indexes.complaint(plan, self._connect())
+            self._end_transaction()
+            if missing is not None:
+                _LOG.warning("%s", missing)
         if isinstance(plan, Keyset) and plan.nullable and self.first(plan.null()) is not None:
             names = ", ".join(plan.nullable)
             what = f"there are rows with NULL in the key ({names}): nothing comes behind NULL, so they would be lost"
@@ -289,14 +316,17 @@ class Reader:
             asked = self._ask_for(cutter, target)
             query, values = plan.page(position, high, asked)
             before = cutter.seen
-            result = self._execute(query, values)
+            result = self._execute(query, values, asked)
             try:
                 chunk = self._fill(cutter, result)
-            finally:
+            except BaseException:
                 result.close()
-            self._cursor = None
+                raise
+            self._leave(result, 0 if chunk is None else asked - self._fetched)
             if chunk is None and cutter.seen - before < asked:
                 chunk, ended = cutter.flush(), True
+            elif chunk is None and cutter.room_bytes < target * _NEARLY:
+                chunk = cutter.flush("bytes")
             elif chunk is None:
                 position = plan.key_of(self._last)
         self._end_transaction()
@@ -304,20 +334,31 @@ class Reader:
 
     def _ask_for(self, cutter: Cutter, target: int) -> int:
         room = min(cutter.room_rows, (1 << 31) - 1)
-        if self._dialect.name not in ("mysql", "mariadb") or self._mean_bytes is None:
+        mean = cutter.bytes / cutter.rows if cutter.rows else self._mean_bytes
+        if self._dialect.name not in ("mysql", "mariadb") or not mean:
             return room
-        expected = int((target - cutter.bytes) / self._mean_bytes * _SPARE)
+        expected = int((target - cutter.bytes) / mean)
         return min(room, max(PAGE_ROWS, expected))
+
+    def _leave(self, result: CursorResult[Any], left: int) -> None:
+        """Close a query of which at most so many rows were not fetched."""
+        if left * self._page_bytes > _MOST_LEFT_BYTES and not self._snapshot:
+            self._abandon(result)
+        else:
+            result.close()
+        self._cursor = None
 
     def _fill(self, cutter: Cutter, result: CursorResult[Any]) -> Any:
         """Fetch pages until a chunk is complete or the query has no more. The chunk, if there is one."""
-        pager, sizer = self._pager, self._sizer
+        pager, sizer, self._fetched = self._pager, self._sizer, 0
         while True:
             page: Any = result.fetchmany(self._wanted(cutter))
             if not page:
                 return None
             self._last = page[-1]
             size = sizer.page(page)
+            self._fetched += len(page)
+            self._page_bytes = size / len(page)
             pager.saw(len(page), size)
             if cutter.take(page, size):
                 chunk = cutter.complete()
@@ -331,7 +372,7 @@ class Reader:
 
     def _keyed(self, plan: Keyset, chunk: Any, low: tuple[Any, ...] | None, *, ended: bool) -> Batch:
         first, last = plan.key_of(chunk[0]), plan.key_of(chunk[-1])
-        keys.check(plan.names, low, first, last, rows=len(chunk))
+        keys.check(plan.names, plan.down, low, first, last, rows=len(chunk))
         if not ended and not plan.unique:
             twice = self._connect().execute(plan.equal(last), self._parameters).fetchall()
             self._end_transaction()
@@ -343,8 +384,7 @@ class Reader:
         batch = Batch(chunk)
         batch.low, batch.high, batch.ended = low, high, ended
         batch.bytes, batch.cut = chunk.cut.bytes, chunk.cut
-        batch.reader, batch.door, batch.attempt = self, None, 1
-        batch.id = self.name_of(low, high)
+        batch.reader, batch.door, batch.attempt, batch._id = self, None, 1, None  # noqa: SLF001  made here
         self.number += 1
         self._mean_bytes = max(1.0, batch.bytes / len(batch))
         return batch

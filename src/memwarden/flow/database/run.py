@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from memwarden.errors import CheckpointError, ChunkError, StoreError
+from memwarden.errors import CheckpointError, ChunkError, StatementError, StoreError
 from memwarden.facts import Fact
 from memwarden.flow.database import keys
 from memwarden.flow.database.faults import is_transient
@@ -20,6 +21,7 @@ from memwarden.store import DeadLetter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from typing import Protocol
 
     from sqlalchemy.engine import Connection, Engine
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -30,6 +32,13 @@ if TYPE_CHECKING:
     from memwarden.flow.database.reader import Batch, Reader
     from memwarden.ports import Clock
     from memwarden.store import Checkpoint
+
+    class Stop(Protocol):
+        """Whether a run is to end behind the present chunk: a threading.Event, or what a process sees of one."""
+
+        def is_set(self) -> bool: ...
+        def set(self) -> None: ...
+
 
 __all__ = ["Loop", "Processed", "Run", "Threads"]
 
@@ -61,8 +70,7 @@ class Processed(Fact):
 class _GivenUpError(Exception):
     """A chunk failed, and was tried as often as it may be."""
 
-    def __init__(self, error: Exception, attempts: int, part: Checkpoint, *, lost: bool) -> None:
-        self.part = part  # as it is written down by now
+    def __init__(self, error: Exception, attempts: int, *, lost: bool) -> None:
         self.error = error
         self.attempts = attempts
         self.lost = lost  # the database went away: no row is to blame
@@ -95,7 +103,7 @@ class Threads:
         return connection
 
     @staticmethod
-    def run(worker: Callable[[], None], count: int, stop: threading.Event) -> None:
+    def run(worker: Callable[[], None], count: int, stop: Stop) -> None:
         """Run so many workers to their end; the first error is raised when all have ended.
 
         Where the caller's thread is interrupted, they end behind their present chunks.
@@ -174,7 +182,7 @@ class Loop:
 
         return AsyncConnection(self._engine, connection)
 
-    def run(self, worker: Callable[[], None], count: int, _stop: threading.Event) -> None:
+    def run(self, worker: Callable[[], None], count: int, _stop: Stop) -> None:
         """Run so many workers to their end; the first error is raised when all have ended."""
         if count == 1:
             worker()
@@ -204,6 +212,7 @@ class _Transaction:
         self._shared = shared
         self._connection: Connection | None = None
         self._shown: Any = None
+        self._asked = False
 
     def open(self) -> Connection:
         """The connection."""
@@ -215,20 +224,115 @@ class _Transaction:
     def shown(self) -> Any:
         """The same as the handler sees it."""
         self.open()
+        self._asked = True
         return self._shown
+
+    @property
+    def used(self) -> bool:
+        """Whether somebody may have written in it: the handler asked for it, or kept it from before and did so."""
+        return self._asked or (self._connection is not None and self._connection.in_transaction())
 
     def commit(self) -> None:
         """Keep what was done."""
+        self._asked = False
         if self._connection is not None:
             self._connection.commit()
 
     def drop(self) -> None:
         """Undo what was not committed, and let the connection go: it may be the reason."""
+        self._asked = False
         connection, self._connection, self._shown = self._connection, None, None
         if connection is not None and connection is self._shared:
             connection.rollback()
         elif connection is not None:
             connection.close()
+
+
+class _Mark:
+    """How far one part is, and how far that is written down.
+
+    What a handler wrote through its chunk's connection is committed with the mark behind it: exactly once. Where a
+    handler wrote nothing there, nothing has to be committed: in a table the mark is then kept back, `every_s` at most,
+    and written once for many short chunks (a commit costs SQLite as much as reading a thousand narrow rows).
+    """
+
+    def __init__(self, ledger: Ledger | None, part: Checkpoint, clock: Clock, every_s: float) -> None:
+        self.written = part
+        self._ledger, self._clock, self._every_s = ledger, clock, every_s
+        self._high = keys.decode(part.position)
+        self._rows, self._bytes, self._done = part.rows, part.bytes, False
+        self._since_s: float | None = None
+
+    @property
+    def position(self) -> tuple[Any, ...] | None:
+        """The key behind which the part goes on."""
+        return keys.decode(self.written.low) if self._high is None else self._high
+
+    @property
+    def kept_back(self) -> bool:
+        """Whether more is done than is written down."""
+        return self._since_s is not None
+
+    @property
+    def due(self) -> bool:
+        """Whether it has been kept back long enough."""
+        return self._since_s is not None and self._clock.monotonic() - self._since_s >= self._every_s
+
+    def announce(self, piece: Batch) -> None:
+        """Write down what is handed out before it is: after a kill it is this again, and not other rows."""
+        if self._ledger is None or self._ledger.in_transaction:
+            return
+        pending = f"{piece.id} {keys.encode(piece.high)}"
+        if self.written.pending != pending:
+            self.written = self._ledger.write(self.written.replace(pending=pending), None)
+
+    def done(self, piece: Batch, transaction: _Transaction) -> None:
+        """The piece is done: commit what it wrote, with the mark behind it where that is one transaction."""
+        rows, size = self._rows + len(piece), self._bytes + piece.bytes
+        if self._ledger is not None and self._ledger.in_transaction and not transaction.used:
+            if self._since_s is None:
+                self._since_s = self._clock.monotonic()
+        else:
+            self._write(piece.high, rows, size, transaction)
+        self._high, self._rows, self._bytes = piece.high, rows, size
+
+    def buried(self, piece: Batch, letter: DeadLetter, transaction: _Transaction) -> None:
+        """The piece was given up: the letter is kept, and the mark is behind it."""
+        if self._ledger is not None:
+            self._ledger.bury(letter, transaction.open() if self._ledger.in_transaction else None)
+            self._write(piece.high, self._rows, self._bytes, transaction)
+        self._high = piece.high
+
+    def finish(self) -> None:
+        """The part is done, as the next `write` says."""
+        self._done = True
+
+    def write(self, transaction: _Transaction) -> None:
+        """Write it down as it is."""
+        self._write(self._high, self._rows, self._bytes, transaction)
+
+    def _write(self, high: tuple[Any, ...] | None, rows: int, size: int, transaction: _Transaction) -> None:
+        ledger, after = self._ledger, self.written
+        if ledger is not None:
+            after = after.replace(position=keys.encode(high), pending=None, rows=rows, bytes=size, done=self._done)
+        if ledger is not None and ledger.in_transaction:
+            after = ledger.write(after, transaction.open())
+        transaction.commit()
+        if ledger is not None and not ledger.in_transaction:
+            after = ledger.write(after, None)
+        self.written, self._since_s = after, None
+
+    def landed(self, high: tuple[Any, ...] | None = None) -> bool:
+        """Whether it was written with this key, where the connection was lost after its commit and not before."""
+        if self._ledger is None or not self._ledger.in_transaction:
+            return False
+        position = keys.encode(high or self._high)
+        found = next((each for each in self._ledger.load(self.written.name) if each.part == self.written.part), None)
+        if found is None or found.version != self.written.version + 1 or found.position != position:
+            return False
+        self.written, self._since_s = found, None
+        self._high, self._rows, self._bytes = keys.decode(position), found.rows, found.bytes
+        return True
 
 
 class Run:
@@ -252,16 +356,18 @@ class Run:
         most_dead: int,
         max_results: int,
         collect: Callable[[Any, list[Any], Batch], Any] | None,
+        checkpoint_s: float,
         clock: Clock,
+        stop: Stop | None = None,
     ) -> None:
         self._name, self._place, self._into, self._ledger = name, place, into, ledger
         self._handler, self._collect, self._max_results = handler, collect, max_results
         self._work = (self._each_later if isinstance(place, Loop) else self._each) if by_row else handler
         self._open_reader = open_reader
         self._parts = deque(parts)
-        self._patience, self._tally, self._clock = patience, tally, clock
+        self._patience, self._tally, self._clock, self._checkpoint_s = patience, tally, clock, checkpoint_s
         self._on_error, self._error_callback, self._most_dead = on_error, error_callback, most_dead
-        self.stop = threading.Event()
+        self.stop: Stop = stop or threading.Event()
         self.dead: list[DeadLetter] = []
 
     def work(self) -> None:
@@ -272,131 +378,142 @@ class Run:
                     part = self._parts.popleft()
                 except IndexError:
                     return
-                with self._open_reader() as reader:
-                    transaction = _Transaction(self._into, self._place.shown, reader.shared(self._into))
-                    try:
-                        self._part(part, reader, transaction)
-                    finally:
-                        transaction.drop()
+                self.work_on(part)
         except BaseException:
             self.stop.set()
             raise
 
-    def _part(self, part: Checkpoint, reader: Reader, transaction: _Transaction) -> None:
-        position, high = keys.decode(part.position or part.low), keys.decode(part.high)
-        while not self.stop.is_set():
-            batch = self._again(part, position, reader) if part.pending else reader.read(position, high)
-            if batch is None and part.pending:  # all of its rows are gone
-                part = part.replace(pending=None)
+    def work_on(self, part: Checkpoint) -> None:
+        """One part, to its end or until the run is to stop."""
+        with self._open_reader() as reader:
+            mark = _Mark(self._ledger, part, self._clock, self._checkpoint_s)
+            transaction = _Transaction(self._into, self._place.shown, reader.shared(self._into))
+            try:
+                self._part(mark, reader, transaction)
+            except BaseException:
+                self._keep(mark, transaction)
+                raise
+            finally:
+                transaction.drop()
+
+    def _part(self, mark: _Mark, reader: Reader, transaction: _Transaction) -> None:
+        high, ended = keys.decode(mark.written.high), False
+        while not ended:
+            if self.stop.is_set():  # somebody else failed
+                self._keep(mark, transaction)
+                return
+            again = mark.written.pending is not None
+            batch = self._again(mark, reader) if again else reader.read(mark.position, high)
+            if batch is None and again:  # all of its rows are gone
+                mark.written = mark.written.replace(pending=None)
                 continue
             if batch is None:
-                self._finish(part)
-                return
-            ended = batch.ended and not part.pending
+                break
+            if self._ledger is not None and not mark.kept_back:
+                keys.encode(batch.high)  # raises now for what could not be written down later
+            ended = batch.ended and not again
             size = batch.bytes
             self._tally.hold(size)
             try:
-                part = self._chunk(batch, part, transaction)
+                self._chunk(batch, mark, transaction)
             finally:
                 self._tally.hold(-size)
-            position = batch.high
+            if mark.due:
+                self._write(mark, transaction)
             batch.release()  # whoever kept it keeps no rows; the next one is fetched into the same memory
             del batch
-            if ended:
-                self._finish(part)
-                return
+        if self._ledger is not None:
+            mark.finish()
+            self._write(mark, transaction)
 
-    def _again(self, part: Checkpoint, position: tuple[Any, ...] | None, reader: Reader) -> Batch | None:
+    def _again(self, mark: _Mark, reader: Reader) -> Batch | None:
         """The chunk that was handed out when the process died: the same rows under the same id."""
-        _id, _, text = (part.pending or "").partition(" ")
+        _id, _, text = (mark.written.pending or "").partition(" ")
         end = keys.decode(text)
-        batch = reader.read(position, end, whole=True)
+        batch = reader.read(mark.position, end, whole=True)
         if batch is not None and end is not None:
-            batch.high = end
-            batch.id = reader.name_of(batch.low, end)
+            batch.high = end  # and with it its id
         return batch
 
-    def _finish(self, part: Checkpoint) -> None:
-        if self._ledger is not None:
-            self._ledger.write(part.replace(done=True, pending=None), None)
+    def _write(self, mark: _Mark, transaction: _Transaction) -> None:
+        """Write the mark down, again where that fails for a while: what it says is done and must not be done again."""
+        attempt = 0
+        while True:
+            try:
+                if not (attempt and mark.landed()):
+                    mark.write(transaction)
+            except (CheckpointError, StoreError):
+                raise
+            except Exception as error:
+                transaction.drop()
+                attempt += 1
+                if attempt > self._patience.retries or not is_transient(error):
+                    what, where = f"it cannot be written ({error})", f"checkpoint {mark.written.name!r}"
+                    mend = "see that the database can be reached, and start it again"
+                    raise CheckpointError(what, where=where, mend=mend) from error
+            else:
+                return
+            self._patience.wait(attempt)
+
+    def _keep(self, mark: _Mark, transaction: _Transaction) -> None:
+        """Write down what was kept back, as well as it goes: where it does not, that much is handed out again."""
+        if mark.kept_back:
+            transaction.drop()
+            with suppress(Exception):
+                mark.write(transaction)
 
     # --- one chunk ---------------------------------------------------------------------------------------------
 
-    def _chunk(self, batch: Batch, part: Checkpoint, transaction: _Transaction) -> Checkpoint:
+    def _chunk(self, batch: Batch, mark: _Mark, transaction: _Transaction) -> None:
         """Have it done, by halves where some of it cannot be; the checkpoint behind it."""
         pieces = [batch]
         while pieces:
             piece = pieces.pop()
             try:
-                part = self._try(piece, part, transaction, halved=piece is not batch)
+                self._try(piece, mark, transaction, halved=piece is not batch)
                 self._tally.done(len(piece), piece.bytes)
             except _GivenUpError as failure:
-                part = failure.part
                 if self._on_error == "bisect" and len(piece) > 1 and not failure.lost:
                     middle = len(piece) // 2
                     pieces += [piece.part(middle, len(piece)), piece.part(0, middle)]
                     continue
-                part = self._bury(piece, part, transaction, failure)
-        return part
+                self._bury(piece, mark, transaction, failure)
 
-    def _try(self, piece: Batch, part: Checkpoint, transaction: _Transaction, *, halved: bool) -> Checkpoint:
+    def _try(self, piece: Batch, mark: _Mark, transaction: _Transaction, *, halved: bool) -> None:
         attempt, lost = 0, False
         while True:
             attempt += 1
             piece.attempt = attempt
-            part = self._announce(piece, part)
+            mark.announce(piece)
             try:
-                found = self._landed(piece, part) if lost else None
-                return found or self._once(piece, part, transaction)
+                if not (lost and mark.landed(piece.high)):
+                    self._once(piece, mark, transaction)
             except (CheckpointError, StoreError):
                 raise
             except Exception as error:
                 lost = is_transient(error)
                 retried = lost or (self._on_error != "stop" and not halved)
                 if attempt > (self._patience.retries if retried else 0):
-                    raise _GivenUpError(error, attempt, part, lost=lost) from error
+                    raise _GivenUpError(error, attempt, lost=lost) from error
+            else:
+                return
             self._tally.retry()
             self._patience.wait(attempt)
 
-    def _once(self, piece: Batch, part: Checkpoint, transaction: _Transaction) -> Checkpoint:
-        ledger = self._ledger
-        after = part.replace(
-            position=keys.encode(piece.high), pending=None, rows=part.rows + len(piece), bytes=part.bytes + piece.bytes
-        )
+    def _once(self, piece: Batch, mark: _Mark, transaction: _Transaction) -> None:
         try:
             if self._place.eager:
                 transaction.open()
             piece.door = transaction.shown
             self._place.call(self._work, piece)
-            if ledger is not None and ledger.in_transaction:
-                after = ledger.write(after, transaction.open())
-            transaction.commit()
+            mark.done(piece, transaction)
         except BaseException:
             transaction.drop()
             raise
         finally:
             piece.door = None
-        if ledger is not None and not ledger.in_transaction:
-            after = ledger.write(after, None)
-        return after
 
-    def _announce(self, piece: Batch, part: Checkpoint) -> Checkpoint:
-        """Write down what is handed out before it is: after a kill it is this again, and not other rows."""
-        if self._ledger is None or self._ledger.in_transaction:
-            return part
-        pending = f"{piece.id} {keys.encode(piece.high)}"
-        return part if part.pending == pending else self._ledger.write(part.replace(pending=pending), None)
-
-    def _landed(self, piece: Batch, part: Checkpoint) -> Checkpoint | None:
-        """The checkpoint behind the chunk, where the connection was lost after its commit and not before."""
-        if self._ledger is None or not self._ledger.in_transaction:
-            return None
-        found = next((each for each in self._ledger.load(part.name) if each.part == part.part), None)
-        if found is None or found.version != part.version + 1 or found.position != keys.encode(piece.high):
-            return None
-        return found
-
-    def _bury(self, piece: Batch, part: Checkpoint, transaction: _Transaction, failure: _GivenUpError) -> Checkpoint:
+    def _bury(self, piece: Batch, mark: _Mark, transaction: _Transaction, failure: _GivenUpError) -> None:
         """Give the rows up and go on behind them, where that is wanted; else raise ChunkError."""
         error = failure.error
         wanted = self._on_error in ("continue", "bisect") and not failure.lost
@@ -412,20 +529,11 @@ class Run:
             self._raise(piece, failure, what, "see what is wrong with all of them, or raise most_dead")
         if len(self.dead) < self._max_results:
             self.dead.append(letter)
-        if self._ledger is None:
-            return part
-        after = part.replace(position=keys.encode(piece.high), pending=None)
-        if not self._ledger.in_transaction:
-            self._ledger.bury(letter, None)
-            return self._ledger.write(after, None)
         try:
-            self._ledger.bury(letter, transaction.open())
-            after = self._ledger.write(after, transaction.open())
-            transaction.commit()
+            mark.buried(piece, letter, transaction)
         except BaseException:
             transaction.drop()
             raise
-        return after
 
     def _raise(self, piece: Batch, failure: _GivenUpError, what: str, mend: str | None) -> None:
         if mend is None and failure.lost:
@@ -479,4 +587,7 @@ class Run:
 
 
 def _key_text(key: tuple[Any, ...] | None) -> str | None:
-    return keys.encode(key)
+    try:
+        return keys.encode(key)
+    except StatementError:  # only where no name asks for a checkpoint
+        return repr(key)

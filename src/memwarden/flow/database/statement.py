@@ -53,6 +53,8 @@ class Keyset:
     `names` are the key's columns, `positions` where they are in a row (None: found by name when the first rows come).
     `unique`: the key is known to be unique. `nullable`: the columns that may hold NULL, as far as is known. `tables`
     are those that it reads from, `row_bytes` the most that a row can have where every column is bounded, else None.
+    `down` says of each column whether it is read in descending order; "behind" is meant in that order. `given`: the
+    caller named it, it is not what the table is known by.
     """
 
     def __init__(
@@ -76,6 +78,8 @@ class Keyset:
         self.row_bytes = row_bytes
         self.statement = statement
         self.columns = tuple(columns)
+        self.down = (False,) * len(self.columns)
+        self.given = True
         self._row_values = row_values
         self._pages: dict[tuple[bool, bool], Any] = {}
 
@@ -95,16 +99,22 @@ class Keyset:
     def _build(self, low: bool, high: bool) -> Any:
         query = self.statement
         if low:
-            query = query.where(self._compare("low", ">"))
+            query = query.where(self._compare("low"))
         if high:
-            query = query.where(self._compare("high", "<="))
-        return query.order_by(None).order_by(*self.columns).limit(sa.bindparam("memwarden_limit", type_=sa.Integer()))
+            query = query.where(self._compare("high"))
+        return query.order_by(None).order_by(*self._order()).limit(sa.bindparam("memwarden_limit", type_=sa.Integer()))
 
-    def _compare(self, name: str, operator: str) -> Any:
+    def _order(self) -> list[Any]:
+        return [column.desc() if down else column for column, down in zip(self.columns, self.down, strict=True)]
+
+    def _compare(self, name: str) -> Any:
+        """Behind the key "low", or up to the key "high"."""
         marks = [sa.bindparam(f"memwarden_{name}_{i}", type_=c.type) for i, c in enumerate(self.columns)]
-        if len(marks) > 1 and self._row_values:
+        behind = name == "low"
+        if len(marks) > 1 and self._row_values and len({*self.down}) == 1:
+            operator = ("<" if self.down[0] else ">") if behind else (">=" if self.down[0] else "<=")
             return sa.tuple_(*self.columns).op(operator, is_comparison=True)(sa.tuple_(*marks))
-        return _expanded(self.columns, marks, operator)
+        return _expanded(self.columns, marks, self.down, behind=behind)
 
     def equal(self, key: Sequence[Any]) -> Any:
         """A query for at most two rows of exactly this key: two are one too many."""
@@ -124,7 +134,7 @@ class Keyset:
         query = self.statement.order_by(None)
         if low is not None:
             values = {f"memwarden_low_{index}": value for index, value in enumerate(low)}
-            query = query.where(self._compare("low", ">")).params(values)
+            query = query.where(self._compare("low")).params(values)
         return sa.select(sa.func.count()).select_from(query.subquery())
 
     def bounds(self) -> Any:
@@ -137,7 +147,7 @@ class Keyset:
     def at(self, rank: int) -> Any:
         """A query for the key of the row at this rank from 0: for cutting the key into ranges, and for nothing else."""
         query = self.statement.with_only_columns(*self.columns, maintain_column_froms=True)
-        return query.order_by(None).order_by(*self.columns).limit(1).offset(rank)
+        return query.order_by(None).order_by(*self._order()).limit(1).offset(rank)
 
     def key_of(self, row: Sequence[Any]) -> tuple[Any, ...]:
         """The key of a row."""
@@ -150,15 +160,16 @@ class Keyset:
         return tuple(row[position] for position in self.positions)
 
 
-def _expanded(columns: Sequence[Any], marks: Sequence[Any], operator: str) -> Any:
-    """(a, b) > (x, y) without row values: a >= x AND (a > x OR (a = x AND b > y))."""
-    column, mark = columns[0], marks[0]
-    strictly = column > mark if operator == ">" else column < mark
+def _expanded(columns: Sequence[Any], marks: Sequence[Any], down: Sequence[bool], *, behind: bool) -> Any:
+    """(a, b) > (x, y) without row values: a >= x AND (a > x OR (a = x AND b > y)); < where that is behind."""
+    column, mark, upwards = columns[0], marks[0], behind != down[0]
+    strictly = column > mark if upwards else column < mark
+    inclusive = column >= mark if upwards else column <= mark
     if len(columns) == 1:
-        return strictly if operator == ">" else column <= mark
-    rest = sa.or_(strictly, sa.and_(column == mark, _expanded(columns[1:], marks[1:], operator)))
-    # Says nothing new, and lets an optimizer that gives the OR up still begin at the right place.
-    return sa.and_(column >= mark if operator == ">" else column <= mark, rest)
+        return strictly if behind else inclusive
+    rest = _expanded(columns[1:], marks[1:], down[1:], behind=behind)
+    # The first says nothing new, and lets an optimizer that gives the OR up still begin at the right place.
+    return sa.and_(inclusive, sa.or_(strictly, sa.and_(column == mark, rest)))
 
 
 # --- analysis ------------------------------------------------------------------------------------------------------
@@ -171,8 +182,9 @@ def analyse(statement: Any, dialect: Dialect, *, key: Any = None, resumable: boo
     """
     if isinstance(statement, str):
         statement = sa.text(statement)
+    key, down = _directed(key)
     if isinstance(statement, sa.TextClause):
-        return _text(statement, dialect, key, resumable)
+        return _text(statement, dialect, key, resumable, down)
     if not isinstance(statement, sa.SelectBase):
         what = f"a {type(statement).__name__} gives no rows to read"
         raise StatementError(what, where="statement", mend="pass a select(), or SQL text")
@@ -181,7 +193,7 @@ def analyse(statement: Any, dialect: Dialect, *, key: Any = None, resumable: boo
     if resumable is False:
         return Stream(statement, _tables(statement))
     keyset = _compound(statement, dialect, key) if _is_closed(statement) else _select(statement, dialect, key)
-    _refuse_order(statement, keyset)
+    keyset.down, keyset.given = _directions(statement, keyset, down), key is not None
     return keyset
 
 
@@ -235,7 +247,9 @@ def _compound(statement: Any, dialect: Dialect, key: Any) -> Keyset:
     )
 
 
-def _text(statement: Any, dialect: Dialect, key: Any, resumable: bool | None) -> Keyset | Stream:
+def _text(
+    statement: Any, dialect: Dialect, key: Any, resumable: bool | None, down: list[bool | None]
+) -> Keyset | Stream:
     words = _outer_words(statement.text)
     if not re.match(r"\s*(SELECT|WITH|VALUES|TABLE|SHOW|EXPLAIN|PRAGMA|\()", words, re.IGNORECASE):
         what = f"{statement.text.strip()[:40]!r} gives no rows to read"
@@ -250,14 +264,14 @@ def _text(statement: Any, dialect: Dialect, key: Any, resumable: bool | None) ->
     if re.search(r"\b(LIMIT|FETCH\s+(FIRST|NEXT))\b", words, re.IGNORECASE):
         raise _no_limit()
     names = _names_of(key)
-    _refuse_text_order(words, names)
+    directions = _text_directions(words, names, down)
     quote = dialect.identifier_preparer.quote
     # On a line of its own, so that a comment at the end of the text does not take the bracket.
     inner = statement.text.strip().rstrip(";")
     source = sa.text(f"({inner}\n) AS {WRAPPED}")
     source = source.bindparams(*vars(statement)["_bindparams"].values())
     columns: list[Any] = [sa.literal_column(f"{WRAPPED}.{quote(name)}") for name in names]
-    return Keyset(
+    keyset = Keyset(
         sa.select(sa.literal_column(f"{WRAPPED}.*")).select_from(source),
         columns,
         names,
@@ -268,6 +282,8 @@ def _text(statement: Any, dialect: Dialect, key: Any, resumable: bool | None) ->
         row_values=dialect.name in ROW_VALUES,
         row_bytes=None,
     )
+    keyset.down = directions
+    return keyset
 
 
 def _refuse_limit(statement: Any) -> None:
@@ -388,26 +404,51 @@ def _may_be_null(column: Any) -> bool:
 # --- order ---------------------------------------------------------------------------------------------------------
 
 
-def _refuse_order(statement: Any, keyset: Keyset) -> None:
+def _order_of(item: Any) -> tuple[Any, bool | None]:
+    """What is ordered by, and whether it is descending (None: it does not say). NULLS FIRST stays on: no key has it."""
+    down = None
+    while True:
+        word = getattr(getattr(item, "modifier", None), "__name__", "")
+        if isinstance(item, sa.UnaryExpression) and word in ("asc_op", "desc_op"):
+            item, down = item.element, word == "desc_op"
+        elif type(item).__name__ in ("_label_reference", "_textual_label_reference"):
+            item = item.element
+        else:
+            return item, down
+
+
+def _directed(key: Any) -> tuple[Any, list[bool | None]]:
+    """The key without `desc()`, and where that stood."""
+    if key is None:
+        return None, []
+    ordered = [_order_of(item) for item in _items(key)]
+    return [item for item, _ in ordered], [down for _, down in ordered]
+
+
+def _joined(wanted: Sequence[bool], given: Sequence[bool | None], count: int) -> tuple[bool, ...] | None:
+    """One direction for each column: that of the ORDER BY, of the key, of the column before; None where they differ."""
+    found: list[bool] = []
+    for index in range(count):
+        asked = given[index] if index < len(given) else None
+        ordered = wanted[index] if index < len(wanted) else None
+        if asked is not None and ordered is not None and asked != ordered:
+            return None
+        before = found[-1] if found and not any(each is not None for each in given) else False
+        found.append(next((each for each in (ordered, asked) if each is not None), before))
+    return tuple(found)
+
+
+def _directions(statement: Any, keyset: Keyset, given: Sequence[bool | None]) -> tuple[bool, ...]:
     wanted = list(getattr(statement, "_order_by_clauses", ()))
-    if not wanted:
-        return
-    if len(wanted) <= len(keyset.names) and all(
-        _orders_by(item, column, name) for item, column, name in zip(wanted, keyset.columns, keyset.names, strict=False)
-    ):
-        return
-    raise _conflict(", ".join(str(item) for item in wanted), keyset.names)
-
-
-def _orders_by(item: Any, column: Any, name: str) -> bool:
-    if isinstance(item, sa.UnaryExpression):
-        if getattr(item.modifier, "__name__", "") != "asc_op":
-            return False
-        item = item.element
-    item = _inside(getattr(item, "element", item) if type(item).__name__ == "_label_reference" else item)
-    if isinstance(item, sa.UnaryExpression):
-        return _orders_by(item, column, name)
-    return _same(item, column) or str(item) == name
+    ordered = [_order_of(item) for item in wanted]
+    matching = len(wanted) <= len(keyset.names) and all(
+        _same(_inside(item), column) or str(item) == name
+        for (item, _), column, name in zip(ordered, keyset.columns, keyset.names, strict=False)
+    )
+    found = _joined([bool(down) for _, down in ordered], given, len(keyset.names)) if matching else None
+    if found is None:
+        raise _conflict(", ".join(str(item) for item in wanted), keyset.names)
+    return found
 
 
 def _conflict(wanted: str, names: Sequence[str]) -> StatementError:
@@ -416,14 +457,17 @@ def _conflict(wanted: str, names: Sequence[str]) -> StatementError:
     return StatementError(what, where="statement", mend=f"{mend}, which need an index")
 
 
-def _refuse_text_order(words: str, names: Sequence[str]) -> None:
+def _text_directions(words: str, names: Sequence[str], given: Sequence[bool | None]) -> tuple[bool, ...]:
     found = re.search(r"\bORDER\s+BY\b(.*)$", words, re.IGNORECASE | re.DOTALL)
-    if found is None:
-        return
-    wanted = [re.sub(r"\s+ASC$", "", item.strip(" \n;"), flags=re.IGNORECASE) for item in found[1].split(",")]
-    plain = [item.rpartition(".")[2].strip('"`') for item in wanted]
-    if plain != list(names)[: len(plain)] or not all(_SIMPLE_NAME.fullmatch(item) for item in plain):
+    wanted = [item.strip(" \n;") for item in found[1].split(",")] if found else []
+    parts = [re.fullmatch(r"(.*?)(?:\s+(ASC|DESC))?", item, re.IGNORECASE | re.DOTALL) for item in wanted]
+    plain = [part[1].rpartition(".")[2].strip('"`') if part else "" for part in parts]
+    matching = plain == list(names)[: len(plain)] and all(_SIMPLE_NAME.fullmatch(item) for item in plain)
+    down = [bool(part and part[2]) and part[2].upper() == "DESC" for part in parts if part]
+    directions = _joined(down, given, len(names)) if matching else None
+    if directions is None:
         raise _conflict(", ".join(wanted), names)
+    return directions
 
 
 _SKIPPED = re.compile(
