@@ -1,0 +1,254 @@
+"""What a memory-aware job is: a function, its figures, and where its items come from."""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import importlib
+import inspect
+import os
+import sys
+import threading
+
+from memwarden.errors import ConfigError, JobError
+from memwarden.facts import Fact
+from memwarden.jobs.profiles import Profile, profiles_from, whole
+from memwarden.units import parse_bool, parse_bytes, parse_duration
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any, TypedDict, Unpack, overload
+
+    from memwarden.jobs.sources import Splittable
+
+    class _Options(TypedDict, total=False):
+        items: Callable[..., Any] | None
+        limit: str | int | None
+        chunk: int | None
+        split: bool | None
+        type: str
+        name: str | None
+        bytes_per_item: str | int | None
+        sized: Callable[..., int | None] | None
+        reduce: Callable[[Any, Any], Any] | None
+        sink: Any
+        retries: int
+        backoff: str | float
+        timeout: str | float | None
+        keep: str | float
+
+
+__all__ = ["Job", "find", "job", "settings"]
+
+NAME_CHARACTERS = 200
+_registry: dict[str, Job] = {}
+_lock = threading.Lock()
+
+
+class Job:
+    """A function made memory-aware by `@job`. Calling it calls the function; engines run it by its `name`.
+
+    With `items`, the function is a handler: it is called as `function(chunk, ...)` for each chunk, a list of items, and
+    the loop, the cursor, the stop and the split are not its business. Without, the function is the whole body, and
+    `run.check()` and `run.each()` are its safe points. Either gets those of the job's arguments that it names, and the
+    `Run` where it has a parameter `run`.
+    Coroutine functions are awaited.
+    """
+
+    def __init__(self, function: Callable[..., Any], *, name: str, items: Callable[..., Any] | None,
+                 given: Mapping[str, Any], reduce: Callable[[Any, Any], Any] | None, sink: Any,
+                 sized: Callable[..., int | None] | None) -> None:  # fmt: skip
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.name = name
+        self.items = items
+        self.reduce = reduce
+        self.sink = sink
+        self.sized = sized
+        self.given = given
+        self.type: str = given["type"]
+        self.is_async = inspect.iscoroutinefunction(function)
+        self.wants_run = "run" in _parameters(function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The plain function."""
+        return self.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<job {self.name}>"
+
+    @property
+    def profile(self) -> Profile:
+        """Its figures: the decorator's, then its type's, then the settings'. Raises ConfigError."""
+        profiles = settings()
+        known = profiles.get(self.type)
+        if known is None:
+            names = ", ".join(sorted(filter(None, profiles)))
+            mend = f"known are {names}; others get a table [tool.memwarden.jobs.{self.type}]"
+            raise ConfigError(f"there is no job type {self.type!r}", where=f"job {self.name!r}", mend=mend)
+        given = {key: self.given[key] for key in ("limit_bytes", "chunk", "split") if self.given[key] is not None}
+        if not profiles[""].split:  # switched off for all
+            given.pop("split", None)
+        return known.replace(**given)
+
+    def options(self) -> dict[str, Any]:
+        """What the ledger keeps of them with each submitted job."""
+        kept = {key: self.given[key] for key in ("retries", "backoff_s", "timeout_s", "keep_s", "bytes_per_item")}
+        return {**kept, "reduce": self.reduce is not None}
+
+    def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """All by name, as the ledger keeps them. Raises JobError where nobody takes them, or where one is missing."""
+        own = _parameters(self.function)
+        own.pop("run", None)
+        if self.items is not None:
+            own.pop(next(iter(own), ""), None)  # the chunk
+        if len(args) > len(own):
+            raise JobError(f"takes at most {len(own)} arguments", where=f"job {self.name!r}")
+        given = {**kwargs, **dict(zip(own, args, strict=False))}
+        known = own | {
+            name: each for part in (self.items, self.sink, self.sized) if inspect.isroutine(part)
+            for name, each in _parameters(part).items()
+        }  # fmt: skip
+        unknown = sorted(set(given) - set(known))
+        if unknown and not any(each.kind is each.VAR_KEYWORD for each in known.values()):
+            raise JobError(f"takes no argument {unknown[0]!r}", where=f"job {self.name!r}")
+        for name, each in known.items():
+            free = each.kind in (each.VAR_KEYWORD, each.VAR_POSITIONAL)
+            if not free and each.default is each.empty and name not in given:
+                raise JobError(f"needs the argument {name!r}", where=f"job {self.name!r}")
+        return given
+
+    def source(self, arguments: Mapping[str, Any]) -> Splittable | None:
+        """Its items for these arguments; None where it has none. Raises JobError."""
+        if self.items is None:
+            return None
+        from memwarden.jobs.sources import source_of
+
+        return source_of(self.items(**taken_by(self.items, arguments)), job=self.name)
+
+
+def taken_by(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that the function names; all where it takes any."""
+    parameters = _parameters(function)
+    if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        return dict(arguments)
+    return {name: value for name, value in arguments.items() if name in parameters}
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(function).parameters)
+
+
+class _Settings(Fact):
+    stamp: tuple[Any, ...]
+    profiles: Mapping[str, Profile]
+
+
+_settled: list[_Settings] = []
+
+
+def settings() -> Mapping[str, Profile]:
+    """The profiles of this process: read once for each working directory and environment. Raises ConfigError."""
+    stamp = (
+        os.getcwd(),
+        tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith(("MEMWARDEN_", "MEMORY_", "JOB_")))),
+    )
+    if not _settled or _settled[0].stamp != stamp:
+        from memwarden.config import settle, table
+
+        found, where = table("jobs", environ=os.environ)
+        config = settle(environ=os.environ).config
+        _settled[:] = [_Settings(stamp=stamp, profiles=profiles_from(config, found, where=where or "jobs"))]
+    return _settled[0].profiles
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def job(function: Callable[..., Any], /) -> Job: ...
+    @overload
+    def job(function: None = None, /, **options: Unpack[_Options]) -> Callable[[Callable[..., Any]], Job]: ...
+
+
+def job(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    items: Callable[..., Any] | None = None,
+    limit: str | int | None = None,
+    chunk: int | None = None,
+    split: bool | None = None,
+    type: str = "",  # noqa: A002  row J1 calls it so
+    name: str | None = None,
+    bytes_per_item: str | int | None = None,
+    sized: Callable[..., int | None] | None = None,
+    reduce: Callable[[Any, Any], Any] | None = None,
+    sink: Any = None,
+    retries: int = 3,
+    backoff: str | float = 1.0,
+    timeout: str | float | None = None,
+    keep: str | float = "7d",
+) -> Any:
+    """Make a function a memory-aware job: `@job` or `@job(limit="256M", chunk=50, items=...)`.
+
+    `items(**arguments)` gives the splittable input: a sequence, a path of a file (its lines), a SQLAlchemy statement
+    with its engine (`jobs.rows`), or a `Splittable`. `limit`, `chunk` and `split` come from the `type`'s profile where
+    they are not given. `bytes_per_item` is what an item keeps in memory until the job ends; it is learned where it is
+    not given. `reduce(so_far, result)` folds what the handler returns, chunk after chunk, then part after part;
+    results are JSON. `sink` is the database that the handler writes to by `run.connection`, so that chunk and
+    cursor are committed together: a SQLAlchemy engine, the path of a SQLite file, or a function that gives either for
+    the arguments that it names. `retries`, `backoff` (seconds before the first) and
+    `timeout` are of one part's attempt; `keep` is how long results are kept.
+    """
+    given = {
+        "type": type,
+        "limit_bytes": None if limit is None else parse_bytes(limit, where="limit"),
+        "chunk": None if chunk is None else whole(chunk, "chunk"),
+        "split": None if split is None else parse_bool(split, where="split"),
+        "bytes_per_item": None if bytes_per_item is None else parse_bytes(bytes_per_item, where="bytes_per_item"),
+        "retries": whole(retries, "retries", least=0),
+        "backoff_s": parse_duration(backoff, where="backoff"),
+        "timeout_s": None if timeout is None else parse_duration(timeout, where="timeout"),
+        "keep_s": parse_duration(keep, where="keep"),
+    }
+    for value, where in ((items, "items"), (reduce, "reduce"), (sized, "sized")):
+        if value is not None and not callable(value):
+            raise ConfigError(f"{value!r} is no function", where=where, mend="give a function")
+
+    if not isinstance(sink, (str, os.PathLike)) and hasattr(sink, "execute"):
+        raise ConfigError(
+            f"a {builtins.type(sink).__name__} is one connection of one process", where="sink",
+            mend="give a function that opens one: each part runs in a process of its own",
+        )  # fmt: skip
+
+    def make(function: Callable[..., Any]) -> Job:
+        full = name or f"{function.__module__}:{function.__qualname__}"
+        if len(full) > NAME_CHARACTERS or not full.isprintable():
+            raise ConfigError(f"{full[:60]!r}... is no name", where="name", mend="give up to 200 printable characters")
+        made = Job(function, name=full, items=items, given=given, reduce=reduce, sink=sink, sized=sized)
+        with _lock:
+            _registry[full] = made
+        return made
+
+    return make if function is None else make(function)
+
+
+def find(name: str) -> Job:
+    """The job of that name, its module imported if need be. Raises JobError where it is not known."""
+    found = _registry.get(name)
+    if found is None and ":" in name and "<locals>" not in name:
+        module = name.partition(":")[0]
+        if module not in sys.modules:
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                raise JobError(
+                    f"its module cannot be imported here ({error})", where=f"job {name!r}",
+                    mend="start the worker where the submitter's modules can be imported",
+                ) from error  # fmt: skip
+        found = _registry.get(name)
+    if found is None:
+        mend = "import the module that has it before the worker starts"
+        raise JobError("is not known here", where=f"job {name!r}", mend=mend)
+    return found

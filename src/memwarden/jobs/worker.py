@@ -1,0 +1,559 @@
+"""What a worker does with a message; `port` says what it promises to whoever calls it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import threading
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from memwarden.act.fence import refusal
+from memwarden.clock import SystemClock
+from memwarden.errors import JobError, StoreError
+from memwarden.facts import Fact
+from memwarden.flow.sizing import Sizer
+from memwarden.jobs import run as runs
+from memwarden.jobs.definition import find, taken_by
+from memwarden.jobs.guard import Guard
+from memwarden.jobs.ledger import MOST_RESULT_BYTES, WINDOW, LostError, Worker, as_json
+from memwarden.jobs.plan import Growth, share_of, should_split
+from memwarden.jobs.port import LEASE_S, Ending, Message
+from memwarden.jobs.run import Run, Stopped
+from memwarden.sense import Machine, find_limit
+from memwarden.units import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from types import TracebackType
+
+    from memwarden.jobs.definition import Job
+    from memwarden.jobs.leaks import Runs
+    from memwarden.jobs.ledger import Claim, Ledger, Watch
+    from memwarden.jobs.port import Engine
+    from memwarden.jobs.sources import Splittable
+    from memwarden.ports import Clock
+
+__all__ = ["perform", "submit", "sweep"]
+
+_log = logging.getLogger("memwarden.jobs")
+# A chunk takes at most this part of the limit, whatever its number of items.
+CHUNK_PART = 8
+# No deeper than that: a part whose halves of halves are still too large holds items that are too large.
+DEEPEST = 20
+
+
+def submit(
+    job: Job,
+    arguments: Mapping[str, Any],
+    *,
+    engine: Engine,
+    ledger: Ledger,
+    queue: str = "default",
+    priority: int = 0,
+    delay_s: float = 0.0,
+    unique: str | None = None,
+) -> str:
+    """Write the job down and send its first message; its id. Where one with this `unique` key is open, that one's id.
+
+    Where the broker is away the job is written all the same, and `sweep` sends it. Raises JobError for arguments that
+    are no JSON, ConfigError for figures that cannot be used.
+    """
+    root, new = ledger.submit(
+        job.name, arguments, type=job.type, chunk=job.profile.chunk, engine=engine.name,
+        queue=queue, priority=priority, delay_s=delay_s,
+        unique=unique, options=job.options(),
+    )  # fmt: skip
+    if new:
+        _send(ledger.outbox(root), engine, ledger)
+    return root
+
+
+def sweep(engine: Engine, ledger: Ledger, watch: Watch) -> int:
+    """Take parts back from workers that are gone, send what is due and unsent; how many were sent. See `port`."""
+    for claimed, kind, why in watch.dead(ledger.running(engine.name)):
+        if ledger.died(claimed, kind=kind, text=why):
+            _log.warning("job %s part %d: its worker is gone (%s)", claimed[0], claimed[1], why)
+    ledger.expire()
+    return _send(ledger.unsent(engine.name, delayed=engine.can.delay), engine, ledger)
+
+
+def _send(messages: Sequence[Message], engine: Engine, ledger: Ledger) -> int:
+    """Send them; how many got through before the broker failed. What is not due yet waits where it cannot delay."""
+    sent = 0
+    for message in messages:
+        queue, priority, delay_s = ledger.where(message)
+        if delay_s > 0 and not engine.can.delay:
+            continue
+        try:
+            engine.send(message.encode(), queue=queue, delay_s=delay_s, priority=priority, message_id=message.id)
+        except (JobError, OSError) as error:
+            _log.warning("%s: cannot send to queue %s (%s); it is kept and sent later", engine.name, queue, error)
+            return sent
+        ledger.mark_sent(message)
+        sent += 1
+    return sent
+
+
+def perform(
+    text: str | bytes,
+    *,
+    engine: Engine,
+    ledger: Ledger,
+    stop: Callable[[], bool] | None = None,
+    worker: Worker | None = None,
+    shed: Callable[[int], object] | None = None,
+    limit_bytes: int | None = None,
+    clock: Clock | None = None,
+) -> Ending:
+    """Do what a message asks for; see `port` for what it returns, and the little that it raises.
+
+    `shed(bytes)` gives memory back at the warning line (a Warden's `relieve`). `limit_bytes` lowers the job's limit.
+    """
+    message = Message.decode(text)
+    job = find(message.job)
+    who = worker or Worker.here()
+    context = _Context(
+        engine=engine, ledger=ledger, stop=stop, worker=who, shed=shed, clock=clock or SystemClock(),
+        limit_bytes=limit_bytes,
+    )  # fmt: skip
+    ending = _one(message, job, context)
+    while ending.what in ("split", "done") and not ending.fresh:
+        # The broker took none of the messages that follow: the work goes on here, part after part.
+        stranded = [each for each in ledger.outbox(message.root) if ledger.where(each)[2] <= 0]
+        if not stranded or _send(stranded, engine, ledger):
+            break
+        ending = _one(stranded[0], job, context)
+    return ending
+
+
+# The share of what this process may have at all, that a job's limit may be: above it the kernel is first.
+MACHINE_SHARE = 0.8
+_lowered: set[str] = set()
+_runs: list[Runs] = []  # made with the first part of a worker that lives on: the judge is not imported for nothing
+
+
+def within_machine(job: str, limit_bytes: int) -> int:
+    """The job's limit, or less where the limit of this machine or container is lower; said once."""
+    found = find_limit(Machine())
+    most = limit_bytes if found.bytes is None else int(found.bytes * MACHINE_SHARE)
+    if limit_bytes <= most:
+        return limit_bytes
+    if job not in _lowered:
+        _lowered.add(job)
+        _log.warning(
+            "%s: its limit of %s is above what this machine allows (%s: %s); %s are used", job,
+            format_bytes(limit_bytes), found.source, format_bytes(found.bytes), format_bytes(most), extra={"job": job},
+        )  # fmt: skip
+    return most
+
+
+class _Context(Fact):
+    """What stays the same from part to part."""
+
+    engine: Engine
+    ledger: Ledger
+    stop: Callable[[], bool] | None
+    worker: Worker
+    shed: Callable[[int], object] | None
+    clock: Clock
+    limit_bytes: int | None
+
+
+def _one(message: Message, job: Job, context: _Context) -> Ending:
+    ledger = context.ledger
+    found = ledger.claim(message, context.worker)
+    if isinstance(found, str):
+        return Ending(what=found, delay_s=ledger.where(message)[2] if found == "later" else 0.0)
+    attempt = _Attempt(found, job, context)
+    with _Heart(ledger, found):
+        ending = attempt.run()
+    return ending.replace(fresh=True) if attempt.leaks else ending
+
+
+class _Heart:
+    """Beats while an attempt runs, from a thread: a chunk may take long."""
+
+    def __init__(self, ledger: Ledger, claim: Claim) -> None:
+        self._ledger, self._claim = ledger, claim
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="memwarden-job-heart", daemon=True)
+
+    def _beat(self) -> None:
+        while not self._over.wait(LEASE_S / 4):
+            try:
+                self._ledger.beat(self._claim)
+            except LostError:
+                return
+            except StoreError as error:
+                _log.warning("heartbeat: %s", error)
+
+    def __enter__(self) -> None:
+        with contextlib.suppress(RuntimeError):  # no thread can be had any more: then chunks do the beating
+            self._thread.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._over.set()
+        if self._thread.is_alive():  # it would be there when the next part is forked
+            self._thread.join(1.0)
+
+
+class _Attempt:
+    """One worker at one part."""
+
+    def __init__(self, claim: Claim, job: Job, context: _Context) -> None:
+        self.claim, self.job, self.engine, self.ledger = claim, job, context.engine, context.ledger
+        profile = job.profile
+        limit = min(profile.limit_bytes, context.limit_bytes or profile.limit_bytes)
+        if context.limit_bytes is None:  # else whoever gave it knows what there is
+            limit = within_machine(job.name, limit)
+        self.profile = profile.replace(limit_bytes=limit)
+        self._asked = context.stop
+        self._clock = context.clock
+        self._start_s = self._clock.monotonic()
+        self._timeout_s: float | None = claim.options.get("timeout_s")
+        self.guard = Guard(job.name, self.profile.limit_bytes, shed=context.shed)
+        self._sizer = Sizer()
+        self._runner: Any = None  # of coroutines
+        self.sink: Any = None
+        self.leaks = False
+        self._each: float | None = None  # bytes that an item keeps, as far as it was learned
+        self.result: Any = None
+        self.has_result = False
+
+    # --- the frame ---------------------------------------------------------------------------------------------
+
+    def run(self) -> Ending:
+        """All of it, with every way that it can end."""
+        try:
+            try:
+                self.guard.enter()
+                return self._work()
+            except Stopped as stopped:
+                return self._stopped(stopped)
+            except LostError:
+                raise
+            except StoreError:
+                raise
+            except MemoryError as error:
+                return self._stopped(Stopped("memory_error", str(error)))
+            except JobError as error:
+                return self._failed(error, final=True)
+            except Exception as error:  # noqa: BLE001  a job may raise anything
+                if refusal(error) is not None:  # the fence refused, and an extension made another error of it
+                    return self._stopped(Stopped("memory_error", f"{type(error).__name__}: {error}"))
+                return self._failed(error, final=False)
+            except BaseException:  # the process is told to end: the rest is not lost
+                with contextlib.suppress(LostError):
+                    self._follow(self.ledger.stop(self.claim, kind="drain", figures=self._figures()))
+                raise
+        except LostError:
+            status = self.ledger.status(self.claim.part.root)
+            cancelled = status is not None and status.state == "cancelled"
+            return Ending(what="cancelled" if cancelled else "dropped", fresh=self.guard.is_over)
+        finally:
+            if self._runner is not None:
+                self._runner.close()
+            if self.sink is not None:
+                self.sink.close()
+            self._learn()
+
+    def _learn(self) -> None:
+        """What it took, for the next time."""
+        figures = self.guard.exit()
+        if not self.engine.can.fresh and figures.current_bytes is not None:
+            if not _runs:
+                from memwarden.jobs.leaks import Runs
+
+                _runs.append(Runs())
+            words = _runs[0].over(self.job.name, figures.current_bytes, limit_bytes=self.profile.limit_bytes)
+            if words:
+                self.leaks = True
+                _log.warning("%s: %s", self.job.name, words, extra={"job": self.job.name})
+                with contextlib.suppress(StoreError):
+                    self.ledger.note("job_leak", self.claim.part.root, words)
+        with contextlib.suppress(StoreError):
+            if figures.peak_bytes is not None:
+                self.ledger.learn(self.job.name, "peak_bytes", float(figures.peak_bytes))
+            if self._each is not None:
+                self.ledger.learn(self.job.name, "bytes_per_item", self._each)
+
+    def _work(self) -> Ending:
+        part, mode = self.claim.part, self.claim.part.mode
+        self._take_result()
+        if mode == "finish":
+            return self._fold()
+        if self.guard.is_over:
+            error = JobError(
+                f"this process holds {format_bytes(self.guard.current_bytes)} before the job has begun, and its limit "
+                f"is {format_bytes(self.profile.limit_bytes)}", where=f"job {self.job.name!r}",
+                mend="raise the limit, or import less in its worker",
+            )  # fmt: skip
+            # A process that had other jobs before may be full of theirs: a fresh one will do, and is asked for.
+            return self._failed(error, final=self.engine.can.fresh)
+        source = self.job.source(self.claim.arguments)
+        if source is None:
+            return self._body()
+        if mode == "cut":
+            return self._cut(source, part.share, "the rest") or self._handle(source)
+        return self._handle(source)
+
+    def _take_result(self) -> None:
+        if self.claim.part.result is not None:
+            self.result, self.has_result = json.loads(self.claim.part.result), True
+
+    def _figures(self) -> dict[str, int | None]:
+        found = self.guard.figures
+        done = self.claim.part.items - self.claim.began_items
+        return {
+            "base_bytes": found.base_bytes, "peak_bytes": found.peak_bytes, "growth_bytes": found.growth_bytes,
+            "items": done,
+        }  # fmt: skip
+
+    def _follow(self, messages: Sequence[Message]) -> None:
+        _send(messages, self.engine, self.ledger)
+
+    def _stopped(self, stopped: Stopped) -> Ending:
+        self.guard.read()
+        messages = self.ledger.stop(self.claim, kind=stopped.kind, text=stopped.text, figures=self._figures())
+        self._follow(messages)
+        return Ending(what="again", fresh=stopped.kind != "drain", text=stopped.text)
+
+    def _failed(self, error: Exception, *, final: bool) -> Ending:
+        text = f"{type(error).__name__}: {error}"
+        _log.warning("%s: part %d failed: %s", self.job.name, self.claim.part.part, text, extra={"job": self.job.name})
+        given_up, delay_s, messages = self.ledger.fail(self.claim, text, final=final, figures=self._figures())
+        self._follow(messages)
+        return Ending(what="failed" if given_up else "later", delay_s=delay_s, fresh=self.guard.is_over, text=text)
+
+    def _done(self) -> Ending:
+        messages = self.ledger.finish(self.claim, self._result_text(), figures=self._figures())
+        self._follow(messages)
+        return Ending(what="done", fresh=self.guard.is_over)
+
+    def _result_text(self) -> str | None:
+        if not self.has_result:
+            return None
+        return as_json(self.result, "its result", MOST_RESULT_BYTES, where=f"job {self.job.name!r}")
+
+    def _why_stop(self) -> str:
+        """Why to stop at this safe point; "" where there is no reason."""
+        if self._asked is not None and self._asked():
+            return "drain"
+        if self._timeout_s is not None and self._clock.monotonic() - self._start_s > self._timeout_s:
+            return "timeout"
+        return ""
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.job.is_async:
+            return self.job.function(*args, **kwargs)
+        if self._runner is None:
+            import asyncio
+
+            self._runner = asyncio.Runner()
+        return self._runner.run(self.job.function(*args, **kwargs))
+
+    def _keep_result(self, value: Any) -> None:
+        if value is None:
+            return
+        if self.has_result and self.job.reduce is not None:
+            value = self.job.reduce(self.result, value)
+        self.result, self.has_result = value, True
+
+    def _new_run(self, **more: Any) -> Run:
+        part = self.claim.part
+        return Run(
+            id=part.root, part=part.part, attempt=part.attempt, name=self.job.name, guard=self.guard,
+            stop=self._why_stop, **more,
+        )  # fmt: skip
+
+    # --- the three kinds of work -------------------------------------------------------------------------------
+
+    def _body(self) -> Ending:
+        def keep(cursor: str, items: int) -> None:
+            self.claim = self.ledger.advance(self.claim, cursor, items)
+
+        run = self._new_run(keep=keep, cursor=self.claim.part.position)
+        given = taken_by(self.job.function, self.claim.arguments)
+        if self.job.wants_run:
+            given["run"] = run
+        token = runs.entered(run)
+        try:
+            self._keep_result(self._call(**given))
+        finally:
+            runs.left(token)
+        return self._done()
+
+    def _fold(self) -> Ending:
+        self.result, self.has_result = None, False
+        for value in self.ledger.results(self.claim.part.root):
+            self._keep_result(value)
+            if self.guard.check("reduce"):
+                raise JobError(
+                    "its reduced result does not fit into its limit", where=f"job {self.job.name!r}",
+                    mend="reduce to something smaller",
+                )  # fmt: skip
+        return self._done()
+
+    def _handle(self, source: Splittable) -> Ending:
+        self._find_place()
+        split = self._split_at_once(source)
+        if split is not None:
+            return split
+        run = self._new_run(may_split=self.profile.split)
+        run.connection_of = None if self.sink is None else self.sink.connection
+        given = taken_by(self.job.function, self.claim.arguments)
+        if self.job.wants_run:
+            given["run"] = run
+        growth, token = Growth(), runs.entered(run)
+        reader = _Chunker(source, self.claim.part.cursor, self.claim.part.high, self._sizer)
+        try:
+            while True:
+                run.check("chunk")
+                part = self.claim.part
+                careful = part.careful > 0
+                items, high = reader.next(1 if careful else part.chunk, self.profile.limit_bytes // CHUNK_PART)
+                if not items:
+                    return self._done()
+                if careful:
+                    self.ledger.announce(self.claim, high)
+                run.low, run.high, count = part.cursor, high, len(items)
+                try:
+                    self._keep_result(self._call(items, **given))
+                    if self.sink is not None:
+                        self.sink.commit(high, count, self._result_text())
+                except BaseException:
+                    if self.sink is not None:
+                        self.sink.undo()
+                    raise
+                del items
+                self.claim = self.ledger.advance(self.claim, high, count, self._result_text())
+                each = growth.saw(count, self.guard.read())
+                split = self._split_as_asked(source, run.wanted_share) or self._split_if_growing(source, each)
+                run.wanted_share = None
+                if split is not None:
+                    return split
+        finally:
+            reader.close()
+            runs.left(token)
+
+    def _find_place(self) -> None:
+        """Where to go on: what the sink says, where there is one; and without the item that killed three workers."""
+        if self.job.sink is not None:
+            from memwarden.jobs.sink import Sink
+
+            sink = self.job.sink
+            if callable(sink) and not hasattr(sink, "connect"):
+                sink = sink(**taken_by(sink, self.claim.arguments))
+            self.sink = Sink(sink, self.claim.part, job=self.job.name)
+            if self.sink.position not in (None, self.claim.part.position):
+                done = self.sink.items - self.claim.part.items
+                if done > 0:  # committed there, and the worker died before it could say so here
+                    self.claim = self.ledger.advance(self.claim, self.sink.position, done, self.sink.result)
+                    self._take_result()
+        if self.claim.part.is_condemned:
+            if self.sink is not None:
+                self.sink.skip(self.claim.part.pending)
+            self.claim = self.ledger.leave_out(self.claim)
+
+    # --- splitting ---------------------------------------------------------------------------------------------
+
+    def _left(self, source: Splittable) -> int | None:
+        part = self.claim.part
+        if self.job.sized is not None and part.part == 0:
+            count = self.job.sized(**taken_by(self.job.sized, self.claim.arguments))
+            return None if count is None else max(0, count - part.items)
+        return source.count(part.cursor, part.high)
+
+    def _split_at_once(self, source: Splittable) -> Ending | None:
+        """Before the first item, where what an item keeps is given, or remembered from earlier runs."""
+        if not self.profile.split:
+            return None
+        each = self.claim.options.get("bytes_per_item") or self.ledger.learned(self.job.name, "bytes_per_item")
+        if each is None:
+            return None
+        return self._split_by(source, float(each), self.guard.base_bytes or 0)
+
+    def _split_if_growing(self, source: Splittable, each: float | None) -> Ending | None:
+        if each is None:
+            return None
+        self._each = each
+        return self._split_by(source, each, self.guard.current_bytes or 0) if self.profile.split else None
+
+    def _split_as_asked(self, source: Splittable, share: int | None) -> Ending | None:
+        if share is None:
+            return None
+        if share == 0:
+            left = self._left(source)
+            share = 1 if left is None else (left + 1) // 2
+        return self._cut(source, max(1, share), "asked for by split()")
+
+    def _split_by(self, source: Splittable, each: float, held_bytes: int) -> Ending | None:
+        count = self._left(source)
+        limit = self.profile.limit_bytes
+        if count is None or not should_split(count, each, limit_bytes=limit, base_bytes=held_bytes):
+            return None
+        share = share_of(each, limit_bytes=limit, base_bytes=self.guard.base_bytes or 0)
+        if share >= count:
+            return None
+        return self._cut(source, share, f"{count} items of {format_bytes(each)} do not fit into {format_bytes(limit)}")
+
+    def _cut(self, source: Splittable, share: int, why: str) -> Ending | None:
+        part = self.claim.part
+        if len(part.path) >= DEEPEST * 10:
+            return None
+        with contextlib.closing(_closable(source.cut(part.cursor, part.high, share))) as keys:
+            found = list(islice(keys, WINDOW))
+        if not found and part.mode != "cut":
+            return None
+        if self.sink is not None:
+            self.sink.fence()
+        messages = self.ledger.cut(
+            self.claim, found, share=share, over=len(found) < WINDOW, ended=True, result=self._result_text(),
+            text=why, figures=self._figures(),
+        )  # fmt: skip
+        self._follow(messages)
+        return Ending(what="split", fresh=self.guard.is_warm, text=why)
+
+
+def _closable(keys: Iterator[str]) -> Any:
+    return keys if hasattr(keys, "close") else (key for key in keys)
+
+
+class _Chunker:
+    """Items into chunks of at most so many, and so many bytes unless a single one is larger."""
+
+    def __init__(self, source: Splittable, low: str | None, high: str | None, sizer: Sizer) -> None:
+        self._pairs = source.read(low, high)
+        self._sizer = sizer
+        self._held: tuple[str, Any, int] | None = None
+
+    def next(self, rows: int, target_bytes: int) -> tuple[list[Any], str | None]:
+        """The next items and the key of the last; none at the end."""
+        items: list[Any] = []
+        size, last = 0, None
+        if self._held is not None:
+            last, item, size = self._held
+            items.append(item)
+            self._held = None
+            del item
+        while len(items) < rows:
+            pair = next(self._pairs, None)
+            if pair is None:
+                break
+            its_size = self._sizer(pair[1])
+            if items and size + its_size > target_bytes:
+                self._held = (*pair, its_size)
+                break
+            last = pair[0]
+            items.append(pair[1])
+            size += its_size
+        return items, last
+
+    def close(self) -> None:
+        """Have the source close what it opened."""
+        self._held = None
+        close = getattr(self._pairs, "close", None)
+        if close is not None:
+            close()
