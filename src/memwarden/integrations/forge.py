@@ -1,0 +1,218 @@
+"""A process that forks a child for each part: for engines whose own processes live on, and have threads.
+
+A fork takes along the one thread that calls it and the locks of all others, so a process with threads must not fork
+what then works on. The forge is forked before there are any, has none itself, and touches no broker. A thread hands it
+a message's text with one end of a socket; the forge forks a child, which performs it and says on that socket what came
+of it. When the child died the forge says so, and writes its death into the ledger, with its peak. So memory ends with
+every part, and a kill of one hits nobody else. Beside that it keeps the ledger (`keeper`).
+
+When its parent is gone, or says so, the children stop at their next safe point and then it ends. Linux only.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import mmap
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+from typing import TYPE_CHECKING
+
+from memwarden.errors import JobError, StoreError
+from memwarden.jobs import perform
+from memwarden.supervise.spawn import prctl
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
+
+    from memwarden.integrations.keeper import Gate, Keeper
+    from memwarden.jobs.ledger import Ledger
+    from memwarden.jobs.port import Engine
+
+__all__ = ["Forge", "ForkedEngine"]
+
+_log = logging.getLogger("memwarden.jobs")
+_PDEATHSIG = 1  # PR_SET_PDEATHSIG, include/uapi/linux/prctl.h
+TICK_S = 0.5
+SEND_S = 15  # a broker that does not answer for so long is away
+_MOST_BYTES = 4096  # a message's text is at most a kilobyte
+
+
+class ForkedEngine:
+    """An engine that sends from a child: whoever forks must not hold a connection that its children would share."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    name = property(lambda self: self._engine.name)
+    can = property(lambda self: self._engine.can)
+
+    def statistics(self) -> tuple[()]:
+        """Not asked in a forge."""
+        return ()
+
+    def send(self, text: str, *, queue: str, delay_s: float = 0.0, priority: int = 0, message_id: str = "") -> None:
+        """Send one message. Raises JobError."""
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                signal.alarm(SEND_S)
+                self._engine.send(text, queue=queue, delay_s=delay_s, priority=priority, message_id=message_id)
+                code = 0
+            except (JobError, OSError) as error:
+                _log.warning("%s: %s", self._engine.name, error)
+            finally:
+                os._exit(code)
+        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0:
+            raise JobError("could not be sent", where=f"queue {queue!r}", mend="see that the broker runs")
+
+
+class Forge:
+    """One for each worker process. `make` makes, in the forge, what keeps the ledger."""
+
+    def __init__(
+        self, engine: Engine, ledger: Callable[[], Ledger], make: Callable[[Engine], tuple[Keeper, Gate | None]]
+    ) -> None:
+        self._engine, self._ledger_of, self._make = engine, ledger, make
+        self._word = mmap.mmap(-1, mmap.PAGESIZE)  # anonymous and shared: the parent writes, the children read
+        self._ours: socket.socket | None = None
+        self.pid = 0
+
+    # --- in the worker process -----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Fork it. Only where the process has no other thread yet."""
+        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            self._be(its)
+        its.close()
+        self.pid, self._ours = pid, ours
+
+    def run(self, text: str) -> dict[str, str]:
+        """Have a part performed; what came of it. Waits for it. Raises JobError where the forge is gone."""
+        one, other = socket.socketpair()
+        with one:
+            try:
+                with other:
+                    if self._ours is None:
+                        raise OSError("not started")  # noqa: TRY301  one way out for all that fails here
+                    socket.send_fds(self._ours, [text.encode()], [other.fileno()])
+                said = one.recv(_MOST_BYTES)
+            except OSError as error:
+                raise JobError(f"the forge is gone ({error})", where="worker", mend="restart it") from error
+        if not said:
+            raise JobError("the forge is gone", where="worker", mend="restart it")
+        found: dict[str, str] = json.loads(said)
+        return found
+
+    def drain(self) -> None:
+        """What runs stops at its next safe point."""
+        self._word[0] = 1
+
+    def close(self) -> None:
+        """End it, once its children have stopped."""
+        self.drain()
+        if self._ours is not None:
+            self._ours.close()
+            self._ours = None
+            os.waitpid(self.pid, 0)
+
+    # --- in the forge --------------------------------------------------------------------------------------------
+
+    def _be(self, requests: socket.socket) -> NoReturn:
+        """Never returns: behind it is the program that forked it."""
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)  # the worker is told, and closes the socket
+            gc.freeze()  # what is there now stays shared with the children
+            self._serve(requests)
+        except BaseException:  # noqa: BLE001  whatever it is, it ends here
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+
+    def _serve(self, requests: socket.socket) -> None:
+        keeper, gate = self._make(ForkedEngine(self._engine))
+        children: dict[int, tuple[int, socket.socket]] = {}  # a pidfd: the pid, and where to say what came of it
+        parent, open_, shut = os.getppid(), True, False
+        while open_ or children:
+            waiting: list[int | socket.socket] = [*children]
+            if open_ and (not shut or self._word[0]):
+                waiting.append(requests)
+            for ready in select.select(waiting, [], [], TICK_S)[0]:
+                if isinstance(ready, int):
+                    self._reap(ready, *children.pop(ready), keeper)
+                elif (request := _next(requests)) is None:
+                    open_ = False
+                else:
+                    pidfd, pid = self._fork(*request, requests)
+                    children[pidfd] = pid, request[1]
+            keeper.tick()
+            if gate is not None:
+                was, shut = shut, gate.look()
+                if shut != was:
+                    words = "no more parts are begun until it is NORMAL" if shut else "parts are begun again"
+                    _log.warning("%s (%s)", words, gate.words)
+            if os.getppid() != parent:
+                self._word[0], open_ = 1, False
+        keeper.close()
+
+    def _fork(self, text: str, reply: socket.socket, requests: socket.socket) -> tuple[int, int]:
+        forge = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                prctl(_PDEATHSIG, signal.SIGKILL)
+                if os.getppid() == forge:
+                    requests.close()
+                    code = self._perform(text, reply)
+            except BaseException:  # noqa: BLE001  a child that fails ends, whatever it was, and never goes on as its parent
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        return os.pidfd_open(pid), pid
+
+    def _perform(self, text: str, reply: socket.socket) -> int:
+        try:
+            ending = perform(text, engine=self._engine, ledger=self._ledger_of(), stop=lambda: self._word[0] != 0)
+            said = {"what": ending.what, "text": ending.text[:500]}
+        except JobError as error:
+            said = {"refused": str(error)[:500]}
+        except StoreError as error:
+            said = {"unreachable": str(error)[:500]}
+        reply.send(json.dumps(said).encode())
+        return 0
+
+    def _reap(self, pidfd: int, pid: int, reply: socket.socket, keeper: Keeper) -> None:
+        _, status, usage = os.wait4(pid, 0)
+        os.close(pidfd)
+        code = os.waitstatus_to_exitcode(status)
+        if code != 0:
+            keeper.gone(pid, code, peak_bytes=usage.ru_maxrss * 1024)
+            try:
+                reply.send(json.dumps({"died": str(code)}).encode(), socket.MSG_NOSIGNAL)
+            except OSError as error:
+                _log.debug("nobody waits for it any more: %s", error)
+        reply.close()
+
+
+def _next(requests: socket.socket) -> tuple[str, socket.socket] | None:
+    """A text and where to answer; None when the worker has closed its end."""
+    text, descriptors, _, _ = socket.recv_fds(requests, _MOST_BYTES, 1)
+    if not text or not descriptors:
+        return None
+    return text.decode(), socket.socket(fileno=descriptors[0])
