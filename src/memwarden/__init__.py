@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from memwarden.errors import ConfigError, MemoryPressureError, MemwardenError
     from memwarden.facts import Level, Limit, Operation, Outcome, Reading, Verdict
     from memwarden.warden import Warden
+    from memwarden.warden.alerting import check_and_alert
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,7 @@ _HOMES = {
     "Reading": "facts",
     "Verdict": "facts",
     "Warden": "warden",
+    "check_and_alert": "warden.alerting",
 }
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "Reading",
     "Verdict",
     "Warden",
+    "check_and_alert",
 ]
 
 

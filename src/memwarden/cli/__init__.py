@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "run": "run any command under watch: limit, restart, OOM kills recognised, post-mortem",
+    "jobs": "memory-aware jobs: status, statistics, ledger, quarantine, retry, and the worker",
     "monitor": "live table of a process, a tree, all that match a name, or the machine",
     "analyze": "a recorded trace: average, peak, spikes, forecast, recommended limit",
+    "serve": "the service: history of every guarded process, alerts delivered, deaths told",
+    "history": "how much memory a guarded process used, as the service kept it",
     "status": "the guarded processes of this user, as they are now",
     "gc": "have a running guarded process collect its garbage",
     "cleanup": "have a running guarded process climb its cleanup ladder",
+    "alerts": "who is told of what: list, history, ack, resolve, silence, test, check, deliver",
     "postmortem": "what was going on when a process died",
     "doctor": "the limit and who says so, what this machine can do, what we cost on it",
     "simulate": "memory pressure or a leak, in a throw-away process",

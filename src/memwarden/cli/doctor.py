@@ -108,6 +108,7 @@ def _capabilities(machine: Machine, sensor: Sensor) -> dict[str, bool | str | No
         "native_reader": _has_native("_reader") if machine.live else None,
         "native_sizes": _has_native("_sizes") if machine.live else None,
         "native_heap": _has_native("_heap") if machine.live else None,
+        "native_vigil": _has_native("_vigil") if machine.live else None,
         "allocator": machine.allocator() if machine.live else None,
         "malloc_trim": machine.trim() is not None if machine.live else None,
         "mallinfo2": machine.native_in_use_bytes() is not None if machine.live else None,
@@ -123,7 +124,7 @@ def _can_make_cgroup(machine: Machine, folder: str | None) -> bool:
 
 
 def _has_native(part: str) -> bool:
-    """Whether this accelerator was built: readings and checks, sizes of rows, the heap of a stream."""
+    """Whether this accelerator was built: readings and checks, sizes of rows, a stream's heap, a supervisor's sleep."""
     from importlib.util import find_spec
 
     return find_spec(f"memwarden._native.{part}") is not None

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from math import floor
 from typing import TYPE_CHECKING, Any
 
-from memwarden.cli import _table
+from memwarden.cli import _alerting, _table
 from memwarden.cli._export import Outlet, Recorder, open_export
 from memwarden.cli._targets import Ended, Group, OneProcess, Surroundings
 from memwarden.config import settle
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from collections.abc import Iterator, Sequence
 
+    from memwarden.cli._queues import Queues
     from memwarden.cli._rich import RichTable
     from memwarden.cli._targets import Sample, Target
     from memwarden.facts import Finding, Reading
@@ -84,11 +85,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         "rapidly, or a spike was seen; may be repeated",
     )  # fmt: skip
     add("--limit", metavar="SIZE", help="judge by this limit where it is the tightest: 512M")
+    add("--jobs", action="store_true", help="with the queues of memory-aware jobs: waiting, running, failed")
     add("--format", choices=FORMATS, default="table", help="on standard output (default table)")
     add("--export", "--output-file", metavar="FILE", help="record to .csv, .ndjson or .json, also with .gz")
     add("--quiet", action="store_true", help="no table and no remarks: the export and the exit code")
     add("--verbose", action="store_true", help="say why the level is what it is, and every limit there is")
     add("--rich", action="store_true", help="on a terminal, draw the table with rich")
+    _alerting.add_arguments(parser)
 
 
 def run(args: Namespace) -> int:
@@ -135,6 +138,7 @@ class _Plan:
         self.limit_bytes = None if args.limit is None else parse_bytes(args.limit, where="--limit")
         self.verbose: bool = args.verbose
         self.quiet: bool = args.quiet
+        self.jobs: bool = args.jobs
 
 
 def _target(args: Namespace, machine: MachinePort, clock: Clock, limit_bytes: int | None) -> Target:
@@ -167,6 +171,7 @@ class Watch:
         self._target, self._judge, self._clock, self._plan = target, judge, clock, plan
         self._table: _table.Table | RichTable | None = None
         self._recorders: list[Recorder] = []
+        self._alerting: _alerting.Alerting | None = None
         self._history = History(GROWTH_WINDOW_S, buckets=GROWTH_BUCKETS)
         self._growth: float | None = None
         self._level = Level.NORMAL
@@ -188,11 +193,17 @@ class Watch:
         self.samples = 0
         self.above = 0
         self.ended = "failed"
+        self._queues: Queues | None = None
+        if plan.jobs:
+            from memwarden.cli._queues import Queues
+
+            self._queues = Queues()
 
     # --- outputs -------------------------------------------------------------------------------------------------
 
     def open(self, args: Namespace) -> None:
-        """The table and the recorders that the command line asks for. Raises MemwardenError."""
+        """The table, the recorders and the alerts that the command line asks for. Raises MemwardenError."""
+        self._alerting = _alerting.Alerting.of(args, target=self._target.title, threshold=self._plan.threshold)
         if args.export is not None:
             self._recorders.append(open_export(args.export, args.format, self._about()))
         if args.format != "table":
@@ -277,18 +288,27 @@ class Watch:
             reasons="; ".join(each.text for each in verdict.reasons) if changed or self._plan.verbose else "",
         )
         self._count(line)
+        if self._alerting is not None:
+            self._alerting.sample(verdict, above=line.above)
         found = self._findings.sample(_of_target(sample))
         if found:
+            if self._alerting is not None:
+                self._alerting.found(found)
             self.told += found
             self._found |= {each.what if each.kind == "leak" else each.kind for each in found}
             line = line.replace(reasons="; ".join(w for w in (line.reasons, *map(_in_words, found)) if w))
             if self._table is None and not self._plan.quiet:
                 for each in found:
                     _say(_in_words(each))
+        queues = None if self._queues is None else self._queues.look()
+        if self._queues is not None and queues is not None and (news := self._queues.news(queues)):
+            line = line.replace(reasons="; ".join(words for words in (line.reasons, news) if words))
         if self._table is not None:
             self._table.add(line)
         if self._recorders:
             row = self._row(line)
+            if queues is not None:
+                row["jobs"] = queues
             if found:
                 row["findings"] = [_row_of(each) for each in found]
             for recorder in self._recorders:
@@ -373,12 +393,22 @@ class Watch:
         return found | ({"spike"} & self._found)
 
     def finish(self) -> None:
+        """Everything that was begun is ended, the alerts last: a receiver may be slow."""
+        try:
+            self._finish()
+        finally:
+            if self._alerting is not None:
+                self._alerting.end()
+
+    def _finish(self) -> None:
         """Close every output, whatever ended the watch, and say how it was."""
         with ExitStack() as stack:
             for each in self._recorders:
                 stack.callback(each.finish, self.summary())
             if self._table is not None:
                 stack.callback(self._table.end)
+            if self._queues is not None:
+                stack.callback(self._queues.close)
         if self._plan.quiet or self.ended == "failed":
             return
         why = "" if self.ended in ("duration", "stopped") else self.ended

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from memwarden.config import settle
+from memwarden.config import settle, table
 from memwarden.errors import ConfigError
 from memwarden.supervise import allocator
 from memwarden.supervise.settings import CGROUP_MODES, FENCE_MODES, RESTART_POLICIES, Settings
@@ -66,6 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the first delay; it doubles up to 60 s (default 1s)",
     )
     add("--stop-grace", metavar="TIME", default="10s", help="from SIGTERM to SIGKILL (default 10s)")
+    add(
+        "--serve",
+        action="store_true",
+        help="have a service run beside it: history, alerts delivered by a process of its own, deaths told",
+    )
     add("--quiet", action="store_true", help="say nothing on stderr but what stops memwarden itself")
     add("command", nargs="...", metavar="COMMAND", help="the program and its arguments, after --")
 
@@ -76,6 +81,10 @@ def run(args: argparse.Namespace) -> int:
     folder = settle(environ=os.environ).config.directory
     if folder is not None:  # a file may have said so, which neither the lean process nor the command's Warden reads
         os.environ["MEMWARDEN_DIR"] = folder
+    if args.serve:
+        from memwarden.supervise.service.beside import start
+
+        start(os.getpid())  # we become the supervisor, with this very pid
     from memwarden.supervise import entry
 
     return entry.hand_over(settings)
@@ -106,7 +115,18 @@ def settings_of(args: argparse.Namespace) -> Settings:
         brake_s=parse_duration(args.brake, where="--brake"),
         environment=allocator.variables(args.allocator, os.environ),
         quiet=args.quiet,
+        alerts=_has_alerts(),
     )
+
+
+def _has_alerts() -> bool:
+    """Whether people are to be told of deaths. Raises ConfigError for a table that cannot be used."""
+    found, where = table("alerts", environ=os.environ)
+    if not found:
+        return False
+    from memwarden.tell.settings import parse
+
+    return parse(found, where) is not None
 
 
 def _limit(text: str) -> tuple[int, str]:

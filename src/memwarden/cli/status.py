@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
     from typing import Any
 
-    from memwarden.blackbox import Box, Event
+    from memwarden.blackbox import Box
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -52,7 +52,6 @@ def as_document(box: Box, now_unix_s: float) -> dict[str, Any]:
     """What a living box says, as plain data. `seen_s` is how long ago its last tick was."""
     last = box.ticks[-1] if box.ticks else None
     actions = [event for event in box.events if event.kind == "action"]
-    leak = _leak(box)
     return {
         "pid": box.pid,
         "kind": box.kind,
@@ -68,17 +67,27 @@ def as_document(box: Box, now_unix_s: float) -> dict[str, Any]:
         "seen_s": now_unix_s - last.unix_s if last else None,
         "in_flight": [each.name for each in box.in_flight],
         "last_action": actions[-1].text if actions else None,
-        "leak": {"stage": leak[0], "unix_s": leak[1].unix_s, "text": leak[1].text} if leak is not None else None,
+        "leak": _leak(box),
         "events": [{"unix_s": e.unix_s, "kind": e.kind, "text": e.text} for e in box.events[-20:]],
         "box": box.path,
     }
 
 
-def _leak(box: Box) -> tuple[str, Event] | None:
-    """The leak that stands: its stage, and the event that told it. None where none does."""
-    told = next((event for event in reversed(box.events) if event.kind == "leak"), None)
-    stage = told.text.partition(":")[0] if told is not None else ""
-    return (stage, told) if told is not None and stage in {"suspected", "confirmed"} else None
+def _leak(box: Box) -> dict[str, Any] | None:
+    """The leak that stands, and what is known about it. None where none does."""
+    state = box.leak
+    if state is None or state.stage not in {"suspected", "confirmed"}:
+        return None
+    return {
+        "stage": state.stage,
+        "unix_s": state.unix_s,
+        "since_unix_s": state.since_unix_s,
+        "text": state.text,
+        "cause": state.cause,
+        "confidence": state.confidence,
+        "growth_bytes_per_minute": state.growth_bytes_per_minute,
+        "growing": list(state.growing),
+    }
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
@@ -105,5 +114,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if row["leak"]:
             print(f"{row['pid']}: leak {row['leak']['text']}")
+            for text in row["leak"]["growing"]:
+                print(f"{row['pid']}: grows: {text}")
         if row["last_action"]:
             print(f"{row['pid']}: last action: {row['last_action']}")
