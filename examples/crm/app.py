@@ -177,7 +177,8 @@ def contact(request: Request) -> Response:
 def contact_suggestions(request: Request) -> Response:
     """What to do next with one contact."""
     who, calls, appointments = _contact(request.app.state.crm, request.path_params["contact_id"])
-    todo = suggest(calls, appointments) or ["Nothing to do"]
+    said = ((call["at"], call["transcript"]) for call in reversed(calls))
+    todo = suggest(said, ((each["at"], each["purpose"]) for each in appointments)) or ["Nothing to do"]
     items = "".join(f"<li>{escape(text)}</li>" for text in todo)
     return HTMLResponse(pages.page(f"What next with {who['name']}?", f"<ol>{items}</ol>"))
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 CONTACTS = 1200  # about 12,000 calls and 20 MB of transcripts, made in about a second
 SEED = 7
-VERSION = 1  # of the schema and of what the generator writes: part of the file's name
+VERSION = 2  # of the schema and of what the generator writes: part of the file's name
 
 SCHEMA = """
 CREATE TABLE contacts (
@@ -38,6 +38,9 @@ CREATE TABLE suggestions (
     contact_id INTEGER NOT NULL REFERENCES contacts, position INTEGER NOT NULL, text TEXT NOT NULL,
     PRIMARY KEY (contact_id, position)
 );
+CREATE TABLE campaigns (
+    name TEXT NOT NULL, contact_id INTEGER NOT NULL REFERENCES contacts, PRIMARY KEY (name, contact_id)
+);
 """
 INDEXES = """
 CREATE INDEX calls_of_contact ON calls (contact_id, at);
@@ -50,6 +53,12 @@ TODAY = datetime(2025, 6, 2, 9, 0)  # noqa: DTZ001  the CRM's own calendar: the 
 TRANSCRIPT_BYTES = (200, 16_384)
 # The exponent of a Pareto law: most calls are short, a few fill the column (mean 1.6 KB, median 0.5 KB).
 TAIL = 0.8
+
+# The other shape, for jobs that go over many contacts. Pareto laws again: calls of a contact (mean 9, median 4.8; one
+# in ten thousand has over a thousand) and the length of what is kept of a call (mean 110 bytes).
+TAIL_CALLS, TAIL_CALLS_EXPONENT = (3, 5000), 1.5
+TAIL_TRANSCRIPT_BYTES, TAIL_TRANSCRIPT = (20, 4096), 1.3
+DRAWN = 8192
 
 FIRST = ("Ada", "Björn", "Chloé", "Dana", "Emre", "Farah", "Goran", "Hana", "Iris", "Jonas", "Olga", "Zoë")
 LAST = ("Abel", "Brandt", "Costa", "Dvořák", "Ekström", "Fischer", "Horváth", "Ito", "Jansen", "Okoye")
@@ -88,14 +97,19 @@ LINES = (
 )
 
 
-def database_in(folder: str | Path, *, contacts: int = CONTACTS, seed: int = SEED) -> Path:
-    """The database for this size and seed, made if it is not there yet; a start beside us waits for us."""
+def database_in(folder: str | Path, *, contacts: int = CONTACTS, seed: int = SEED, long_tail: bool = False) -> Path:
+    """The database for this size and seed, made if it is not there yet; a start beside us waits for us.
+
+    With `long_tail` it is wide rather than deep: about ten rows and 1 KB of text for a contact on average, most have
+    four and a few have thousands. A million contacts take about 2 GB and a minute.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"crm-v{VERSION}-{contacts}-{seed}.db"
+    kind = "-long-tail" if long_tail else ""
+    path = folder / f"crm-v{VERSION}-{contacts}-{seed}{kind}.db"
     with _alone(folder / "crm.lock"):
         if not path.exists():
-            _make(path, contacts, seed)
+            _make(path, contacts, seed, _fill_long_tail if long_tail else _fill)
     return path
 
 
@@ -115,14 +129,14 @@ def _alone(lock: Path) -> Iterator[None]:
         yield
 
 
-def _make(path: Path, contacts: int, seed: int) -> None:
+def _make(path: Path, contacts: int, seed: int, fill: Callable[[sqlite3.Connection, int, random.Random], None]) -> None:
     part = path.with_suffix(".part")  # left over from a killed start if it is there: we hold the lock
     part.unlink(missing_ok=True)
     with closing(sqlite3.connect(part)) as db:
         db.execute("PRAGMA journal_mode = OFF")  # a half-made file is thrown away, not rolled back
         db.execute("PRAGMA synchronous = OFF")
         db.executescript(SCHEMA)
-        _fill(db, contacts, random.Random(seed))
+        fill(db, contacts, random.Random(seed))
         db.commit()
         db.executescript(INDEXES)
     with part.open("rb") as file:
@@ -143,6 +157,24 @@ def _fill(db: sqlite3.Connection, contacts: int, rng: random.Random) -> None:
         )
 
 
+def _fill_long_tail(db: sqlite3.Connection, contacts: int, rng: random.Random) -> None:
+    """Rows drawn from a few thousand ready ones: ten million are too many to be written one by one."""
+    calls = [_call(rng, TAIL_TRANSCRIPT_BYTES, TAIL_TRANSCRIPT) for _ in range(DRAWN)]
+    appointments = [(_at(rng, -60, 30), rng.choice(PURPOSES)) for _ in range(DRAWN)]
+    draw = rng.random
+    for contact_id in range(1, contacts + 1):
+        db.execute("INSERT INTO contacts VALUES (?, ?, ?, ?, ?)", (contact_id, *_contact(rng)))
+        number = min(TAIL_CALLS[1], int(TAIL_CALLS[0] * rng.paretovariate(TAIL_CALLS_EXPONENT)))
+        db.executemany(
+            "INSERT INTO calls (contact_id, at, minutes, topic, transcript) VALUES (?, ?, ?, ?, ?)",
+            ((contact_id, *calls[int(draw() * DRAWN)]) for _ in range(number)),
+        )
+        db.executemany(
+            "INSERT INTO appointments (contact_id, at, purpose) VALUES (?, ?, ?)",
+            ((contact_id, *appointments[int(draw() * DRAWN)]) for _ in range(int(draw() * 3))),
+        )
+
+
 def _contact(rng: random.Random) -> tuple[str, str, str, str]:
     first, last = rng.choice(FIRST), rng.choice(LAST)
     company = f"{rng.choice(COMPANIES)} {rng.choice(KINDS)}"
@@ -150,8 +182,10 @@ def _contact(rng: random.Random) -> tuple[str, str, str, str]:
     return f"{first} {last}", company, email, rng.choice(CITIES)
 
 
-def _call(rng: random.Random) -> tuple[str, int, str, str]:
-    transcript = _transcript(rng)
+def _call(
+    rng: random.Random, length: tuple[int, int] = TRANSCRIPT_BYTES, tail: float = TAIL
+) -> tuple[str, int, str, str]:
+    transcript = _transcript(rng, length, tail)
     return _at(rng, -365, -1), 1 + len(transcript) // 400, rng.choice(TOPICS), transcript
 
 
@@ -161,9 +195,9 @@ def _at(rng: random.Random, first_day: int, last_day: int) -> str:
     return (day + timedelta(minutes=15 * rng.randrange(40))).isoformat(" ", "minutes")
 
 
-def _transcript(rng: random.Random) -> str:
-    shortest, longest = TRANSCRIPT_BYTES
-    wanted = min(longest, int(shortest * rng.paretovariate(TAIL)))
+def _transcript(rng: random.Random, length: tuple[int, int], tail: float) -> str:
+    shortest, longest = length
+    wanted = min(longest, int(shortest * rng.paretovariate(tail)))
     lines: list[str] = []
     size = 0
     while size < wanted:
