@@ -15,6 +15,7 @@ NAMES = (
     "readings",
     "loop_cost",
     "supervisor_cost",
+    "service",
     "cli_cost",
     "breaker",
     "reclaim",
@@ -27,6 +28,11 @@ NAMES = (
     "flow_pool",
     "flow_cache",
     "flow_container",
+    "jobs_crm",
+    "jobs_guard",
+    "jobs_fanout",
+    "alerts",
+    "jobs_celery",
 )
 
 

@@ -12,11 +12,9 @@ import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
-import sqlalchemy as sa
-from pympler.asizeof import asizeof
-
 from benchmarks import Figure
 from benchmarks.arms import fresh, fresh_medians, no_collection, race
+from benchmarks.peers import peer
 from memwarden import flow
 from memwarden.flow.sizing import Sizer, pure_flat_sum, table_sum
 
@@ -90,6 +88,8 @@ def _peak(path: str, how: str, budget_mib: int = BUDGET_MIB) -> float:
 
 
 def _peaks(folder: str) -> Iterator[Figure]:
+    if peer("sqlalchemy") is None:
+        return
     path = _table(os.path.join(folder, "regions.db"), _widths("two wide regions"))
     ours, theirs = _peak(path, "chunks"), _peak(path, "partitions")
     beside = f"budget {BUDGET_MIB} MiB, ours {ours:.1f}, partitions(1000) {theirs:.1f} MiB"
@@ -121,11 +121,14 @@ def _turns(arms: dict[str, Callable[[], object]], rounds: int) -> tuple[dict[str
 
 
 def _speed(folder: str) -> Iterator[Figure]:
+    sa = peer("sqlalchemy")
+    if sa is None:
+        return
     mixed = [150_000 if 1000 <= row < 1250 else 1500 for row in range(6000)]
     for name, widths, bound in (("mixed widths", mixed, 0.95), ("narrow rows", [20] * 40_000, 0.85)):
         engine = sa.create_engine("sqlite:///" + _table(os.path.join(folder, f"{name}.db"), widths))
         with engine.connect() as connection:
-            least, control = _turns(_readers(connection), 25)
+            least, control = _turns(_readers(connection, sa.text(_QUERY)), 25)
         engine.dispose()
         rate = {arm: len(widths) / seconds for arm, seconds in least.items()}
         beside = "; ".join(f"{arm} {each:,.0f} rows/CPU s" for arm, each in rate.items()) + f"; A/A {control:.3f}"
@@ -133,9 +136,10 @@ def _speed(folder: str) -> Iterator[Figure]:
                      bound, beside)  # fmt: skip
 
 
-def _readers(connection: Any) -> dict[str, Callable[[], object]]:
-    query = sa.text("select id, a, b, body from t")
+_QUERY = "select id, a, b, body from t"
 
+
+def _readers(connection: Any, query: Any) -> dict[str, Callable[[], object]]:
     def handle(chunks: Iterable[Any]) -> int:
         return sum(len(row.body) for chunk in chunks for row in chunk)
 
@@ -218,23 +222,24 @@ def _waiting() -> Iterator[Figure]:
 def _sizes() -> Iterator[Figure]:
     rows = [(n + 10**6, f"name {n}", "text " * (n % 70), n * 1.5, None, f"{n}@example.org") for n in range(1000)]
     size = Sizer()
-    mine, truth = sum(map(size, rows)), asizeof(*rows)
+    pympler = peer("pympler.asizeof")
     page = rows[:32]
     native = table_sum.__module__ != "memwarden.flow.sizing"
     found = race({
-        "asizeof of a row": lambda: asizeof(rows[7]),
+        **({} if pympler is None else {"asizeof of a row": lambda: pympler.asizeof(rows[7])}),
         "row": lambda: size(rows[7]),
         "page of 32": lambda: size.page(page),
         "pure": lambda: pure_flat_sum(rows[7], {type(None), int, float, str}),
     }, repeats=40)  # fmt: skip
-    beside = found.beside("row", "page of 32", "pure", "asizeof of a row") + ("" if native else "; no C part")
+    beside = found.beside(*found.costs) + ("" if native else "; no C part")
     yield Figure(
         "size estimate of a flat row of 6 fields", found.costs["row"].minimum_ns / 1000, " us", 2.0, None, beside
     )
     yield Figure("  in a page", found.costs["page of 32"].minimum_ns / 32_000, " us", 2.0)
-    yield Figure(
-        "  its error beside pympler", abs(mine / truth - 1) * 100, " %", 10.0, None, f"{mine} and {truth} bytes"
-    )
+    if pympler is not None:
+        mine, truth = sum(map(size, rows)), pympler.asizeof(*rows)
+        beside = f"{mine} and {truth} bytes"
+        yield Figure("  its error beside pympler", abs(mine / truth - 1) * 100, " %", 10.0, None, beside)
 
 
 def _imports() -> Iterator[Figure]:

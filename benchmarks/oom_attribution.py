@@ -32,6 +32,12 @@ sys.stdin.readline()
 held = []
 while True: held.append(b"x" * (2 << 20))
 """
+_BURST = """
+import signal, sys
+signal.sigtimedwait([], float(sys.argv[1]))
+held = []
+while True: held.append(bytearray(b"x") * (16 << 20))
+"""
 _HOLDER = """
 import os, sys
 print(os.getpid(), flush=True)
@@ -105,6 +111,16 @@ def kernel_kill() -> tuple[float | None, float]:
     return told_s if code == 128 + signal.SIGKILL else None, age_s
 
 
+def kill_out_of_a_calm(calm_s: float) -> float:
+    """The age of the last record, in seconds, when a burst to 256 MiB comes after nothing has moved for so long."""
+    program = [sys.executable, "-I", "-S", "-c", _BURST, str(calm_s)]
+    words = ["run", "--limit", "256M", "--fence", "off", "--swap", "0", "--brake", "100ms", "--", *program]
+    command = [sys.executable, "-c", _PROGRAM, *words]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": _SOURCE})
+    seen = _LAST_SEEN.search(done.stderr)
+    return float(seen[1]) / (1000 if seen[2] == "ms" else 1) if seen else float("inf")
+
+
 def kill_of_a_grandchild() -> float | None:
     """Only a process of the command: seconds until told. The command ends with 0 afterwards."""
     one = Round(_PARENT)
@@ -136,12 +152,14 @@ def campaign(rounds: int) -> dict[str, Any]:
     kills = [kernel_kill() for _ in range(rounds)]
     below = [kill_of_a_grandchild() for _ in range(rounds)]
     plain = [plain_kill(number % 3) for number in range(rounds)]
+    calm = [kill_out_of_a_calm(1.2 + number % 10 / 10) for number in range(rounds // 5)]  # at all phases of a second
     return {
         "rounds": rounds,
         "kills_s": [told for told, _ in kills if told is not None],
         "ages_s": [age for _, age in kills],
         "below_s": [told for told in below if told is not None],
         "mistaken": plain.count(False),
+        "calm_ages_s": calm,
     }
 
 
@@ -158,6 +176,10 @@ def figures(kernel: str, seen: dict[str, Any]) -> list[Figure]:
     rows.append(Figure(f"{kernel}: plain SIGKILLs mistaken of {rounds}", seen["mistaken"], at_most=0))
     oldest = max(seen["ages_s"]) * 1000
     rows.append(Figure(f"{kernel}: oldest last record at a kill", oldest, " ms", at_most=100))
+    oldest = max(seen["calm_ages_s"]) * 1000
+    what = f"{kernel}: oldest last record at a kill by a burst of 256 MiB out of a calm"
+    beside = f"median of {len(seen['calm_ages_s'])} {statistics.median(seen['calm_ages_s']) * 1000:.0f} ms"
+    rows.append(Figure(what, oldest, " ms", at_most=100, beside=beside))
     return rows
 
 

@@ -208,7 +208,10 @@ def main() -> list[Figure]:
         print(f"not measured on cgroup v2: {reason}", file=sys.stderr)
         return rows
     guest = run_in_uml([sys.executable, "-m", "benchmarks.survival", "3"], timeout_s=1500)
-    return rows + figures("v2", [json.loads(line) for line in guest.checked().stdout.splitlines()])
+    if guest.exit_code != 0:
+        print(f"cgroup v2: {guest.failure or 'failed'}: only what was done by then counts", file=sys.stderr)
+    lines = [line for line in guest.stdout.splitlines() if line.endswith("}")]
+    return rows + figures("v2", [json.loads(line) for line in lines])
 
 
 if __name__ == "__main__":
