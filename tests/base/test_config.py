@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memwarden.config import PRESETS, SETTINGS, Config, Settled, preset_for, settle
+from memwarden.config import PRESETS, SETTINGS, Config, Settled, preset_for, settle, table
 from memwarden.errors import ConfigError, MemwardenError
 from memwarden.units import MIB
 
@@ -40,6 +40,7 @@ _OTHER: dict[str, tuple[str, Any]] = {
     "leak_detection": ("false", False),
     "leak_interval": ("1m", 60.0),
     "leak_probe": ("no", False),
+    "leak_census": ("no", False),
     "leader": ("off", False),
     "blackbox": ("no", False),
     "dir": ("/var/lib/x", "/var/lib/x"),
@@ -356,3 +357,16 @@ def test_the_preset_can_be_named_in_the_environment_and_beaten_by_the_argument()
         settle(environ={"MEMWARDEN_PRESET": "rendr"}, folder=None)
     with pytest.raises(ConfigError, match=r"^preset: 'rendr' is no preset"):
         settle(environ={}, preset="rendr", folder=None)
+
+
+def test_a_table_is_left_to_the_room_that_it_is_for(tmp_path: Path) -> None:
+    (tmp_path / "memwarden.toml").write_text('warning = 0.5\n[alerts]\nrunbook = "x"\n')
+    assert settle(environ={}, folder=str(tmp_path)).config.warning == 0.5
+    assert table("alerts", environ={}, folder=str(tmp_path)) == ({"runbook": "x"}, f"{tmp_path}/memwarden.toml: alerts")
+    assert table("jobs", environ={}, folder=str(tmp_path)) == ({}, "")
+
+
+def test_a_table_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "memwarden.toml").write_text("alerts = 1\n")
+    with pytest.raises(ConfigError, match="'alerts' is not a table"):
+        table("alerts", environ={}, folder=str(tmp_path))

@@ -193,3 +193,17 @@ def test_many_processes_may_start_at_once(tmp_path: Path) -> None:
     assert [process.wait(60) for process in running] == [0] * 4
     with Store(str(tmp_path)) as store:
         assert all(store.checkpoints(str(n)) for n in range(4))
+
+
+def test_a_second_store_of_one_process_takes_nothing_from_the_first(tmp_path: Path) -> None:
+    """Its opening and closing must not drop the first one's locks: another process would then delete the log."""
+    program = (
+        "import sys; from memwarden.store import Checkpoint, Store\n"
+        "with Store(sys.argv[1]) as store: store.write(Checkpoint(name=sys.argv[2], part=0, plan=''))"
+    )
+    with Store(str(tmp_path)) as first:
+        with Store(str(tmp_path)) as second:
+            second.write(Checkpoint(name="mine", part=0, plan=""))
+        for name in ("one", "other"):
+            subprocess.run([sys.executable, "-c", program, str(tmp_path), name], check=True)
+            assert [each.name for each in first.checkpoints(name)] == [name]

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+from binascii import crc32
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,10 @@ from hypothesis import strategies as st
 from memwarden import blackbox
 from memwarden.blackbox import (
     SIZE,
+    STILL,
     BlackBox,
     Box,
+    LeakState,
     directory,
     find_boxes,
     forget_old,
@@ -87,6 +90,81 @@ def test_what_is_written_is_what_is_read(folder: Path) -> None:
     assert (level.text, level.before_bytes, level.duration_s) == ("NORMAL -> WARNING", None, None)
     (flying,) = found.in_flight
     assert (flying.name, flying.before_bytes, flying.thread) == ("import", 5, 77)
+
+
+def test_what_the_watch_for_leaks_says_has_a_place_of_its_own(folder: Path) -> None:
+    box = _open(folder)
+    assert read_box(_path(box)).leak is None
+    first = LeakState(stage="suspected", since_unix_s=None, unix_s=T0, text="suspected: it grows")
+    second = LeakState(
+        stage="confirmed", since_unix_s=T0, unix_s=T0 + 5, text="confirmed: " + "x" * 300, cause="fragmentation",
+        confidence=97, growth_bytes_per_minute=-1.5, growing=("dict +1 (+2 B)", "caf\u00e9.Order +3 (+4 B)"),
+    )  # fmt: skip
+    for state in (first, second):
+        box.put_leak(state)
+        for n in range(EVENTS + 1):
+            box.event(T0, 1000.0, "event", f"event {n}")
+        assert (read_box(_path(box)).leak, read_box(_path(box)).damaged) == (state, 0)
+
+
+@given(st.lists(st.text(), max_size=9), st.text(), st.integers(-5, 500), st.floats())
+def test_any_words_about_a_leak_fit_their_place(growing: list[str], text: str, confidence: int, growth: float) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        box = _open(folder)
+        box.begin(T0, 1000.0, "in the slots behind it", 1, 1)
+        box.put_leak(
+            LeakState(
+                stage=text, since_unix_s=growth, unix_s=growth, text=text, cause=text, confidence=confidence,
+                growth_bytes_per_minute=growth, growing=tuple(growing),
+            )
+        )  # fmt: skip
+        found = read_box(_path(box))
+    assert found.leak is not None
+    assert 0 <= found.leak.confidence <= 100
+    assert all(each.isprintable() for each in (found.leak.text, found.leak.stage, *found.leak.growing))
+    assert (len(found.in_flight), found.damaged) == (1, 0)
+
+
+def test_a_torn_word_about_a_leak_is_left_out_and_counted(folder: Path) -> None:
+    box = _open(folder)
+    box.put_leak(LeakState(stage="suspected", since_unix_s=T0, unix_s=T0, text="suspected: it grows"))
+    with open(_path(box), "r+b") as file:
+        file.seek(blackbox._LEAK_AT + 40)
+        file.write(b"?")
+    assert (read_box(_path(box)).leak, read_box(_path(box)).damaged) == (None, 1)
+
+
+def _stand(box: BlackBox, monotonic_s: float, used: int) -> None:
+    """As a supervisor's glance writes it."""
+    buffer, at, number = box.still_place()
+    body = STILL.pack(number, monotonic_s, used)
+    buffer[at : at + 32] = body + crc32(body).to_bytes(8, "little")
+
+
+def test_a_tick_lasts_until_the_last_glance_that_saw_nothing_move(folder: Path) -> None:
+    box = _open(folder)
+    _write_ticks(box, 2)
+    _stand(box, 1002.5, 11)
+    _stand(box, 1002.75, 12)
+    last, more = read_box(_path(box)).ticks[-2:]
+    assert (last.monotonic_s, last.used_bytes) == (1002.0, 10)
+    assert (more.monotonic_s, more.unix_s, more.used_bytes, more.rss_bytes) == (1002.75, T0 + 2.75, 12, 6)
+    box.tick(T0 + 3, 1003.0, 9, 15, 21)
+    assert [tick.used_bytes for tick in read_box(_path(box)).ticks] == [5, 10, 15]
+
+
+def test_a_glance_that_was_torn_or_goes_on_from_a_torn_tick_is_left_out_and_counted(folder: Path) -> None:
+    box = _open(folder)
+    _stand(box, 1000.5, 1)
+    assert (read_box(_path(box)).ticks, read_box(_path(box)).damaged) == ((), 0)
+    _write_ticks(box, 3)
+    _stand(box, 1003.5, 11)
+    buffer, at, _ = box.still_place()
+    for place, left in ((at + 9, [5, 10, 15]), (SIZE - RING * 64 + 3 * 64, [5, 10])):
+        buffer[place] ^= 1
+        found = read_box(_path(box))
+        assert ([tick.used_bytes for tick in found.ticks], found.damaged > 0) == (left, True)
+        buffer[place] ^= 1
 
 
 def test_the_rings_keep_the_newest_in_order(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -31,10 +32,13 @@ def _run(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
 
 @functools.cache
 def _quick() -> dict[str, Any]:
-    """All checks once, quickly; with the exit code."""
+    """All checks once, quickly; with the exit code, and the CPU time of it and of all that it started."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = _run("--quick", "--format", "json")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.stderr == ""
-    return {**json.loads(done.stdout), "code": done.returncode}
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {**json.loads(done.stdout), "code": done.returncode, "cpu_s": cpu_s}
 
 
 def _verdicts(document: dict[str, Any]) -> dict[str, str]:
@@ -43,12 +47,15 @@ def _verdicts(document: dict[str, Any]) -> dict[str, str]:
 
 @KERNEL
 def test_nothing_fails_here_and_it_is_quick() -> None:
-    """At most eight seconds are promised on a machine that is at rest; beside other tests it may take twice that."""
+    """At most eight seconds are promised on a machine that is at rest, and some three of them are work.
+
+    By the clock on the wall it takes as long as its neighbours let it: 7 to 14 s with eight of them.
+    """
     found = _quick()
     assert [row for row in found["checks"] if row["verdict"] == "FAILED"] == []
     assert (found["ok"], found["code"]) == (True, 0)
     assert list(_verdicts(found)) == NAMES
-    assert sum(row["seconds"] for row in found["checks"]) <= 16
+    assert found["cpu_s"] <= 8
 
 
 @KERNEL

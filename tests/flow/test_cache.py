@@ -12,14 +12,15 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from memwarden.budget import Budget
 from memwarden.errors import CircularDependencyError, ConfigError, MissingExtraError
 from memwarden.facts import Level
-from memwarden.flow.cache import ENTRY_BYTES, REGROW_S, Cache
+from memwarden.flow.cache import ENTRY_BYTES, REGROW_S, Cache, _sizing
+from memwarden.flow.sizing import size_of
 from memwarden.testing import FakeClock, pressure
 
 if TYPE_CHECKING:
@@ -645,3 +646,11 @@ def test_an_asynchronous_circle_is_told_also_through_tasks() -> None:
             await egg()
 
     run(main())
+
+
+@given(
+    st.one_of(st.text(), st.binary(), st.text(st.characters(max_codepoint=127)), st.integers(), st.tuples(st.text())),
+    st.one_of(st.text(), st.binary(), st.integers(), st.lists(st.text()), st.none()),
+)
+def test_the_short_way_of_sizing_gives_what_the_long_one_does(key: object, value: object) -> None:
+    assert _sizing(None, 1 << 40)(key, value) == (size_of(value) + sys.getsizeof(key) + ENTRY_BYTES)

@@ -39,7 +39,9 @@ def flat_row(number: int) -> tuple[Any, ...]:
     return (number + 10**6, f"name {number}", "text " * (number % 70), number * 1.5, None, WHEN, Decimal(number) / 7)
 
 
-@pytest.mark.parametrize("make", [tuple, list, lambda row: dict(zip("abcdefg", row, strict=True))], ids=str)
+@pytest.mark.parametrize(
+    "make", [tuple, list, lambda row: dict(zip("abcdefg", row, strict=True))], ids=["tuple", "list", "dict"]
+)
 def test_flat_rows_are_within_a_tenth_of_pympler(make: Any) -> None:
     rows = [make(flat_row(number)) for number in range(500)]
     size = Sizer()

@@ -49,10 +49,18 @@ THIRD_PARTIES = {
     "memwarden.flow.database.calls": {"sqlalchemy"},
     "memwarden.flow.database.checkpoints": {"sqlalchemy"},
     "memwarden.flow.database.faults": {"sqlalchemy"},
+    "memwarden.flow.database.indexes": {"sqlalchemy"},
+    "memwarden.flow.database.processes": {"sqlalchemy"},
     "memwarden.flow.database.reader": {"sqlalchemy"},
     "memwarden.flow.database.run": {"sqlalchemy"},
     "memwarden.flow.database.statement": {"sqlalchemy"},
+    "memwarden.jobs.statements": {"sqlalchemy"},
     "memwarden.flow.arrow": {"pyarrow"},
+    "memwarden.tell.channels.apprise": {"apprise"},
+    "memwarden.integrations.celery": {"celery", "kombu", "billiard"},
+    "memwarden.integrations.rq": {"rq", "redis"},
+    "memwarden.integrations.dramatiq": {"dramatiq"},
+    "memwarden.integrations.dask": {"distributed"},
 }
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from memwarden.blackbox import BlackBox, directory, read_box
+from memwarden.blackbox import BlackBox, LeakState, directory, read_box
 from memwarden.supervise.autopsy import Autopsy, deaths, examine, headline, is_alive, read_all, same_life, tell
 from memwarden.supervise.deaths import Death
 from memwarden.supervise.record import DEATH, EVIDENCE, BoxRecord, NoRecord, no_record
@@ -79,6 +79,9 @@ def test_both_witnesses_of_one_death_are_heard(machine: FakeMachine, tmp_path: P
     inside.begin(T0 + 3, 1003.0, "GET /report", 120 * MIB, 1)
     inside.event(T0 + 4, 1004.0, "action", "collected: freed 3 MiB")
     inside.event(T0 + 4, 1004.0, "level", "NORMAL -> WARNING")
+    inside.put_leak(
+        LeakState(stage="confirmed", since_unix_s=T0, unix_s=T0 + 2, text="confirmed: it goes on", growing=("dict +7",))
+    )
     _die(outside, 10.0, "oom_kill", "oom_kill of x rose from 0 to 1", "the kernel log names it", peak=511 * MIB)
     outside.close()
     inside.close()
@@ -105,6 +108,8 @@ def test_both_witnesses_of_one_death_are_heard(machine: FakeMachine, tmp_path: P
         "  growth     +50.0 MiB in the last 5 s (10 MiB/s)",
         "  blind      it had last looked itself 6 s before the end; its latest tick ever came 1 s late",
         "  in flight  GET /report, since 7 s, begun at 120 MiB resident",
+        "  leak       8 s before: confirmed: it goes on",
+        "  grows      dict +7",
         "  level      6 s before: NORMAL -> WARNING",
         "  action     6 s before: collected: freed 3 MiB",
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -10,15 +11,20 @@ import signal
 import subprocess
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import pytest
 
+from memwarden.blackbox import find_boxes, read_box
+from memwarden.errors import BlackBoxError
 from memwarden.supervise import cgroup
 from memwarden.supervise.cgroup import MemoryGroup
 from tests.supervise.processes import (
     HOG,
+    MIB,
     SOURCE,
     cgroup_folder,
+    command_line,
     environment,
     finish,
     is_alive,
@@ -27,8 +33,12 @@ from tests.supervise.processes import (
     python,
     run,
     start,
+    state_of,
     until,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("own_cgroup")]
 
@@ -129,6 +139,74 @@ def test_the_last_look_is_fresh_and_the_growth_is_told() -> None:
     assert seen is not None, ended.stderr
     assert int(seen[1]) <= 100
     assert "peak 64 MiB" in ended.stderr
+
+
+# Nothing at all for a while, and then everything in a quarter of a second: a supervisor that has to wait for a core
+# gets its look in. At full speed `benchmarks.oom_attribution` does it.
+BURST = """
+import signal, sys
+signal.sigtimedwait([], float(sys.argv[1]))
+held = []
+while True: held.append(bytearray(b"x") * (16 << 20)); signal.sigtimedwait([], 0.005)
+"""
+
+
+@pytest.mark.parametrize("calm_s", [1.35, 1.6, 1.85, 2.1])
+def test_a_burst_out_of_a_calm_is_on_record_where_looks_alone_would_have_missed_it(
+    tmp_path: Path, calm_s: float
+) -> None:
+    """The control is in the same record: in the calm the looks were up to a second apart, and the burst was shorter.
+
+    How old the last record is at the kill `benchmarks.oom_attribution` measures.
+    """
+    command = ["--limit", "512M", "--fence", "off", "--swap", "0", *python(BURST), str(calm_s)]
+    ended = run(*command, env=environment(MEMWARDEN_DIR=str(tmp_path)))
+    assert (ended.returncode, verdict_of(ended.stderr)) == (137, "oom")
+    (path,) = find_boxes(str(tmp_path / "run"))
+    ticks = read_box(path).ticks
+    pairs = list(itertools.pairwise(ticks))
+    calm = max(b.monotonic_s - a.monotonic_s for a, b in pairs)
+    assert calm > 0.5
+    rest_bytes = ticks[0].used_bytes or 0
+    burst = [(a, b) for a, b in pairs if (b.used_bytes or 0) > rest_bytes + 32 * MIB]
+    assert burst, ended.stderr
+    # What grew has grown since a glance, and not since the last look: the rate of the burst can be told.
+    assert burst[0][1].monotonic_s - burst[0][0].monotonic_s < calm
+
+
+def test_a_supervisor_that_is_killed_in_a_calm_leaves_what_its_glances_saw(tmp_path: Path) -> None:
+    words = ["--limit", "512M", "--fence", "off", *python("import signal; signal.pause()")]
+    process = subprocess.Popen(command_line(*words), env=environment(MEMWARDEN_DIR=str(tmp_path)))
+    try:
+        until(lambda: bool(find_boxes(str(tmp_path / "run"))), what="its black box")
+        (path,) = find_boxes(str(tmp_path / "run"))
+
+        def stood_s() -> float:
+            """How long the last look has lasted; looks are not written while it does."""
+            try:
+                ticks = read_box(path).ticks
+            except BlackBoxError:
+                return 0.0  # it is being made
+            return ticks[-1].monotonic_s - ticks[-2].monotonic_s if len(ticks) > 1 else 0.0
+
+        def is_caught() -> bool:
+            """Whether it was stopped while a look lasts, before the next one was written."""
+            if stood_s() <= 0.5:
+                return False
+            os.kill(process.pid, signal.SIGSTOP)
+            until(lambda: state_of(process.pid) == "T", what="the supervisor stopped")
+            if stood_s() > 0.5:
+                return True
+            os.kill(process.pid, signal.SIGCONT)
+            return False
+
+        until(is_caught, what="a look that lasts")
+    finally:
+        kill(process.pid)
+        process.wait()
+    found = read_box(path)
+    assert (found.ended, found.damaged) == (False, 0)
+    assert stood_s() > 0.5
 
 
 def test_on_oom_restarts_with_a_fresh_count_each_life() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memwarden.act.fence import reserve_bytes
 from memwarden.errors import SuperviseError
 from memwarden.supervise import deaths, signals
 from memwarden.supervise.cgroup import ALARM_LEAVE_RATIO, ALARM_RATIO
@@ -16,7 +17,16 @@ from memwarden.supervise.deaths import Death
 from memwarden.supervise.postmortem import LifeStory, render
 from memwarden.supervise.restart import RestartPolicy, is_wanted
 from memwarden.supervise.settings import Settings, from_words, to_words
-from memwarden.supervise.watch import CALM_TICK_S, FASTEST_TICK_S, SLOWEST_TICK_S, Brake, History, Look, Pace
+from memwarden.supervise.watch import (
+    CALM_TICK_S,
+    FASTEST_TICK_S,
+    SLOWEST_TICK_S,
+    Brake,
+    History,
+    Look,
+    Pace,
+    rest_after,
+)
 
 GIB, MIB = 1 << 30, 1 << 20
 
@@ -138,6 +148,45 @@ def test_every_interval_is_within_its_bounds(steps: list[tuple[float, int]], lim
         now_s += passed_s
         wait_s = pace.interval_s(now_s=now_s, usage_bytes=usage, limit_bytes=limit)
         assert FASTEST_TICK_S <= wait_s <= SLOWEST_TICK_S
+
+
+# --- rest ----
+
+
+def at(usage: int | None) -> Look:
+    return Look(at_s=10.0, usage_bytes=usage, rss_bytes=usage, pids=frozenset())
+
+
+def test_who_cannot_be_read_is_looked_at() -> None:
+    assert rest_after(at(None), pace_s=1.0, limit_bytes=GIB) is None
+
+
+def test_at_the_limit_nothing_may_move_unseen() -> None:
+    rest = rest_after(at(GIB), pace_s=FASTEST_TICK_S, limit_bytes=GIB)
+    assert rest is not None
+    assert (rest.least_bytes, rest.most_bytes, rest.step_s) == (GIB, GIB, FASTEST_TICK_S)
+
+
+def test_a_rest_keeps_the_pace_of_the_looks_and_lasts_a_second() -> None:
+    rest = rest_after(at(20 * MIB), pace_s=CALM_TICK_S, limit_bytes=200 * MIB)
+    assert rest is not None
+    assert (rest.step_s, rest.until_s) == (CALM_TICK_S, 11.0)
+    assert (rest.least_bytes, rest.most_bytes) == (20 * MIB - 180 * MIB // 64, 20 * MIB + 180 * MIB // 64)
+
+
+def test_a_fence_is_moved_four_times_a_second_and_rests_within_half_its_reserve() -> None:
+    rest = rest_after(at(GIB), pace_s=1.0, limit_bytes=8 * GIB, fence_s=0.05)
+    assert rest is not None
+    assert (rest.step_s, rest.until_s) == (0.05, 10.25)
+    assert rest.most_bytes - GIB <= reserve_bytes(100 * MIB) // 2
+
+
+@given(st.integers(0, 1 << 40), st.integers(1, 1 << 40), st.integers(0, 1 << 40))
+def test_what_may_move_unseen_is_a_small_part_of_the_headroom(usage: int, limit: int, gives_way: int) -> None:
+    rest = rest_after(at(usage), pace_s=0.5, limit_bytes=limit, gives_way=gives_way)
+    assert rest is not None
+    assert rest.least_bytes <= usage <= rest.most_bytes
+    assert rest.most_bytes - usage <= max(0, limit - usage + gives_way) // 64
 
 
 # --- brake ---------------------------------------------------------------------------------------------------------

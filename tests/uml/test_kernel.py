@@ -101,15 +101,15 @@ def test_a_hanging_guest_is_killed_whole_and_its_output_is_kept(uml: Run) -> Non
 
 
 def test_a_guest_kernel_that_panics_is_told_from_a_command_that_failed(uml: Run) -> None:
-    result = uml(["sh", "-c", "echo begun; echo c > /proc/sysrq-trigger; sleep 1000"], timeout_s=30)
+    result = uml(["sh", "-c", "echo begun; echo c > /proc/sysrq-trigger; sleep 1000"], timeout_s=90)
     assert result.exit_code is None
     assert "ended before its command" in result.failure
     assert "panic" in result.console
 
 
 def test_the_memory_of_the_guest_is_its_own_and_not_the_hosts(uml: Run) -> None:
-    hog = "held = []\nwhile True: held.append(bytearray(b'x') * (1 << 20))"
-    result = uml(hog, mem="128M", timeout_s=30)
+    hog = "held = []\nwhile True: held.append(bytearray(b'x') * (32 << 20))"
+    result = uml(hog, mem="128M", timeout_s=110)
     assert result.exit_code == -9  # the guest's own OOM killer, without a cgroup
 
 

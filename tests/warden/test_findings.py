@@ -73,6 +73,25 @@ def test_a_running_warden_tells_a_leak_by_callback_log_and_black_box_and_probes_
     assert warden.statistics().leak.stage == "confirmed"
 
 
+def test_the_leak_stays_in_the_black_box_however_much_happens_after(stage: Stage) -> None:
+    warden = stage.warden()
+    stage.run(warden, 130, Leaking(stage, 0.5))
+    state = box_of(warden).leak
+    assert state is not None
+    assert (state.stage, state.confidence) == ("confirmed", warden.leak.confidence)
+    assert state.since_unix_s == warden.leak.since_unix_s
+    assert state.text.startswith("confirmed: ")
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_census_can_be_switched_off(stage: Stage, wanted: bool) -> None:
+    stage.machine.python_blocks = lambda: 100_000  # type: ignore[method-assign]  # the stage's machine is a fake
+    warden = stage.warden(leak_census=wanted)
+    stage.run(warden, 130, Leaking(stage, 0.5))
+    assert warden.leak.stage == "confirmed"
+    assert (warden._types is not None and warden._types.taken > 0) is wanted
+
+
 def test_a_healthy_one_is_left_alone(stage: Stage) -> None:
     warden, ears = stage.warden(), Ears()
     warden.on_finding(ears)

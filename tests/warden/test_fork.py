@@ -61,7 +61,17 @@ def test_a_child_forked_in_the_middle_of_ticks_and_operations_is_whole(tmp_path:
     """A hundred forks while four threads tick as fast as they can: no child inherits a lock or half a history."""
     ran = run(
         """
-import threading
+import faulthandler, signal, threading
+faulthandler.enable()
+def ended_well(child):
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return status == 0
+        time.sleep(0.002)
+    os.kill(child, signal.SIGABRT)  # it hangs: it says on standard error where
+    return os.waitpid(child, 0)[1] == 0
 warden = Warden(interval="10ms", blackbox=False).start()
 stopping = False
 def busy():
@@ -71,13 +81,17 @@ def busy():
 threads = [threading.Thread(target=busy) for _ in range(4)]
 for each in threads: each.start()
 good = 0
-for _ in range(100):
+for number in range(100):
     child = os.fork()
     if not child:
-        warden.check(); warden.trend()
-        wait_until(lambda: warden.ticks >= 3, 10)
-        os._exit(0 if warden.errors == 0 and not warden._in_flight else 1)
-    good += os.waitpid(child, 0)[1] == 0
+        try:
+            warden.check(); warden.trend()
+            wait_until(lambda: warden.ticks >= 3, 30)
+        finally:  # whatever happens: a child that went on would fork children of its own
+            os._exit(0 if warden.ticks >= 3 and warden.errors == 0 and not warden._in_flight else 1)
+    good += ended_well(child)
+    if good <= number:
+        break
 stopping = True
 for each in threads: each.join()
 tell(good=good, errors=warden.errors)

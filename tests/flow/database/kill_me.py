@@ -1,6 +1,7 @@
 """The program that is killed: copies a table chunk by chunk, and says on stdout when it has done one.
 
-Arguments: the database's URL, the kind of sink ("table" or "file"), the folder of the file and of the store.
+Arguments: the database's URL, the kind of sink, the folder of the file and of the store. "table": in the chunk's
+transaction; "file": with a store; "marks": a file with the checkpoints in the database, one for each chunk.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ def main(url: str, kind: str, folder: str) -> None:
     statement = sa.select(source)
     if kind == "table":
         flow.process(statement, into_table, engine, name="copy", rows=100)
+    elif kind == "marks":
+        flow.process(statement, into_file, engine, name="copy", rows=100, checkpoint_s=0)
     else:
         with Store(folder) as store:
             flow.process(statement, into_file, engine, name="copy", rows=100, checkpoint=store)

@@ -76,12 +76,13 @@ def test_with_a_sink_in_the_same_database_every_row_is_there_exactly_once(databa
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+@pytest.mark.parametrize("kind", ["file", "marks"])
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_with_a_sink_elsewhere_a_kill_repeats_at_most_one_chunk_under_its_id(
-    database: Database, tmp_path: Path
+    database: Database, kind: str, tmp_path: Path
 ) -> None:
     _fill(database)
-    kills = _kill_and_finish(database, "file", tmp_path)
+    kills = _kill_and_finish(database, kind, tmp_path)
     chunks = [line.split() for line in (tmp_path / "sink").read_text().splitlines()]
     handed = Counter((chunk, int(first), int(last)) for chunk, first, last in chunks)
     repeated = sum(handed.values()) - len(handed)

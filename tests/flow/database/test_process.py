@@ -75,6 +75,120 @@ def test_each_row_is_handed_out_once_and_a_finished_run_goes_on_with_what_came(w
     assert flow.process(work.statement, lambda chunk: None, work.engine, name="copy", restart=True).rows == 1001
 
 
+def _marks(engine: sa.Engine) -> list[str]:
+    """Every checkpoint that is written from now on."""
+    seen: list[str] = []
+
+    @sa.event.listens_for(engine, "before_cursor_execute")
+    def _look(_connection: Any, _cursor: Any, text: str, *_rest: Any) -> None:
+        if text.startswith("UPDATE memwarden_checkpoints"):
+            seen.append(text)
+
+    return seen
+
+
+@pytest.mark.parametrize(("every", "written"), [("1h", 1), ("20ms", 3), (0, 10)])
+def test_chunks_that_write_nothing_in_their_transaction_share_a_mark(work: Work, every: Any, written: int) -> None:
+    clock = FakeClock()
+    done: list[int] = []
+
+    def handle(chunk: Batch) -> None:
+        clock.advance(0.007)
+        done.append(len(chunk))
+
+    marks = _marks(work.engine)
+    options: dict[str, Any] = {"name": "n", "rows": 100, "clock": clock, "checkpoint_s": every}
+    assert flow.process(work.statement, handle, work.engine, **options).rows == 1000
+    # Behind chunks 4 and 8 (28 ms after the first that was kept back, 7 for each), and at the end with "done".
+    assert len(marks) == written + (every == 0)
+    assert flow.process(work.statement, handle, work.engine, **options).rows == 0
+    assert sum(done) == 1000
+
+
+def test_what_is_written_in_the_transaction_is_marked_in_it(work: Work) -> None:
+    """Only each third chunk writes: the marks of those before it go with its own."""
+    marks = _marks(work.engine)
+
+    def handle(chunk: Batch) -> None:
+        if chunk[0].id % 300 == 200:
+            work.write(chunk)
+
+    flow.process(work.statement, handle, work.engine, name="n", rows=100, checkpoint_s="1h", clock=FakeClock())
+    assert len(marks) == 3 + 1
+    assert work.written() == [*range(200, 300), *range(500, 600), *range(800, 900)]
+
+
+def test_a_connection_that_was_kept_from_an_earlier_chunk_is_noticed(work: Work) -> None:
+    kept: list[Any] = []
+    marks = _marks(work.engine)
+
+    def handle(chunk: Batch) -> None:
+        if not kept:
+            kept.append(chunk.connection)
+        kept[0].execute(work.sink.insert(), [{"id": row.id} for row in chunk])
+
+    flow.process(work.statement, handle, work.engine, name="n", rows=100, checkpoint_s="1h", clock=FakeClock())
+    assert len(marks) == 10 + 1
+    assert work.written() == list(range(1000))
+
+
+def test_what_was_kept_back_is_written_when_the_run_fails(work: Work) -> None:
+    seen: list[int] = []
+
+    def handle(chunk: Batch) -> None:
+        if chunk[0].id == 700 and len(seen) < 8:
+            raise ValueError("not yet")
+        seen.append(chunk[0].id)
+
+    options: dict[str, Any] = {"name": "n", "rows": 100, "checkpoint_s": "1h", "clock": FakeClock()}
+    with pytest.raises(ChunkError, match="not yet"):
+        flow.process(work.statement, handle, work.engine, on_error="stop", **options)
+    seen.append(-1)
+    done = flow.process(work.statement, handle, work.engine, **options)
+    assert (done.rows, done.processed) == (300, 1000)
+    assert seen == [0, 100, 200, 300, 400, 500, 600, -1, 700, 800, 900]
+
+
+def test_a_mark_whose_answer_was_lost_repeats_no_chunk(work: Work) -> None:
+    engine = sa.create_engine(work.database.url)
+    dialect: Any = type(engine.dialect)
+    armed: list[bool] = []
+    seen: list[int] = []
+
+    class Lossy(dialect):  # type: ignore[misc]  # the dialect's class is known at run time
+        supports_statement_cache = True
+
+        def do_commit(self, connection: Any) -> None:
+            super().do_commit(connection)
+            if armed:
+                armed.clear()
+                raise ConnectionResetError("the answer to the commit was lost")
+
+    engine.dialect.__class__ = Lossy
+
+    def handle(chunk: Batch) -> None:
+        seen.append(chunk[0].id)
+        if chunk[0].id in (200, 500):
+            armed.append(True)
+
+    clock = FakeClock()
+    flow.process(work.statement, handle, engine, name="n", rows=100, checkpoint_s=0, on_error="stop", clock=clock)
+    engine.dispose()
+    assert seen == list(range(0, 1000, 100))
+    assert len(clock.waited_s) == 2
+    assert work.database.all("SELECT done, version FROM memwarden_checkpoints") == [(1, 1 + 10 + 1)]
+
+
+def test_a_mark_that_cannot_be_written_ends_the_run_with_the_reason(work: Work) -> None:
+    def handle(chunk: Batch) -> None:
+        if chunk[0].id == 300:
+            with work.engine.begin() as connection:
+                connection.exec_driver_sql("DROP TABLE memwarden_checkpoints")
+
+    with pytest.raises(CheckpointError, match=r"checkpoint 'n': it cannot be written \("):
+        flow.process(work.statement, handle, work.engine, name="n", rows=100, checkpoint_s=0, clock=FakeClock())
+
+
 def test_without_a_name_nothing_is_left_in_the_database(work: Work) -> None:
     assert flow.process(work.statement, work.write, work.engine).rows == 1000
     assert flow.process("SELECT * FROM source", work.write, work.engine, rows=300).chunks == 4
@@ -533,7 +647,7 @@ def test_wrong_sources_get_one_clear_line(tmp_path: Path) -> None:
         process("SELECT 1", print, engine, name="x")
     with pytest.raises(ConfigError, match="parallel: needs a key"):
         process("SELECT 1", print, engine, parallel=2)
-    with pytest.raises(ConfigError, match="parallel: each thread has a memory database of its own"):
+    with pytest.raises(ConfigError, match="parallel: each worker has a memory database of its own"):
         process(sa.select(table), print, engine, parallel=2)
     file = sa.create_engine(f"sqlite:///{tmp_path}/rollback.db")
     table.create(file)

@@ -97,6 +97,32 @@ def test_composite_keys_with_ties_in_their_first_column(database: Database) -> N
     assert sorted(found) == sorted((row["day"], row["who"], row["number"]) for row in rows)
 
 
+@pytest.mark.parametrize("down", [(True, True), (True, False), (False, True)])
+def test_descending_keys(database: Database, down: tuple[bool, bool]) -> None:
+    columns = [sa.Column(name, sa.Integer, primary_key=True, autoincrement=False) for name in "ab"]
+    table = sa.Table("pair", sa.MetaData(), *columns)
+    database.fill(table, [{"a": n // 30, "b": n % 30} for n in range(600)])
+    key = [column.desc() if falls else column for column, falls in zip(table.c, down, strict=True)]
+    wanted = sorted(
+        ((n // 30, n % 30) for n in range(600)),
+        key=lambda row: [-value if falls else value for value, falls in zip(row, down, strict=True)],
+    )
+    scan = flow.scan(sa.select(table), database.engine, key=key, rows=17)
+    assert [tuple(row) for row in scan] == wanted
+    assert scan.position == wanted[-1]
+    rest = flow.scan(sa.select(table).order_by(*key), database.engine, after=wanted[300], rows=50)
+    assert [tuple(row) for row in rest] == wanted[301:]
+    if all(down):
+        text = flow.scan("SELECT a, b FROM pair ORDER BY a DESC, b DESC", database.engine, key=("a", "b"), rows=50)
+        assert [tuple(row) for row in text] == wanted
+    seen: list[tuple[int, ...]] = []
+    done = flow.process(
+        sa.select(table), lambda chunk: seen.extend(map(tuple, chunk)), database.engine, key=key, parallel=2, rows=40
+    )
+    assert done.rows == 600
+    assert sorted(seen) == sorted(wanted)
+
+
 def test_a_page_begins_at_its_place_in_the_index(database: Database) -> None:
     """And does not walk there: what MariaDB does with (a, b) > (x, y), for which it gets another form."""
     columns = (sa.Column(name, sa.Integer, primary_key=True, autoincrement=False) for name in "ab")
@@ -117,6 +143,44 @@ def test_a_page_begins_at_its_place_in_the_index(database: Database) -> None:
         "mariadb": "'range'",
     }
     assert expected[database.kind] in plan
+
+
+def test_a_key_without_an_index_is_warned_of_once(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    table = sa.Table(
+        "events",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("at", sa.Integer, nullable=False),
+        sa.Column("who", sa.Integer, nullable=False),
+        sa.Column("tenant", sa.Integer, nullable=False),
+        sa.Index("by_who", "who", "at"),
+        sa.Index("by_tenant", "tenant", "at", "id"),
+    )
+    database.fill(table, [{"id": n, "at": n // 3, "who": n, "tenant": n % 2} for n in range(200)])
+
+    def warned(statement: Any, key: Any) -> list[str]:
+        caplog.clear()
+        list(flow.scan(statement, database.engine, key=key, rows=50))
+        return [record.getMessage() for record in caplog.records if record.name == "memwarden.flow"]
+
+    whole = sa.select(table)
+    assert warned(whole, None) == warned(whole, "id") == warned(whole, ("who", "at")) == warned(whole, "who") == []
+    assert warned(whole, table.c.who.desc()) == []
+    (line,) = warned(whole, ("at", "id"))
+    assert line == (
+        "key (at, id): events has no index for it, so all is sorted anew for each chunk; make one on (at, id)"
+    )
+    assert warned(whole.where(table.c.tenant == 1), ("at", "id")) == []
+    assert len(warned(whole.where(table.c.who > 5), ("at", "id"))) == 1
+    grouped = sa.select((table.c.who + 1).label("w"), sa.func.count().label("n")).group_by("w")
+    expected = 1 if database.kind == "sqlite" else 0  # only it says how it reads what is no plain table
+    assert len(warned(grouped, "w")) == expected
+    caplog.clear()
+    flow.process(whole, lambda chunk: None, database.engine, key=("at", "id"), rows=50, parallel=2)
+    assert len([record for record in caplog.records if record.name == "memwarden.flow"]) == 1
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql("CREATE INDEX by_at ON events (at, id)")
+    assert warned(whole, ("at", "id")) == []
 
 
 def test_texts_as_keys_follow_the_collation_of_the_database(database: Database) -> None:

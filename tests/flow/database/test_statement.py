@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -84,7 +86,9 @@ def test_a_table_is_read_by_its_primary_key(statement: Any, names: Any, position
         (sa.select(T).offset(5), {"resumable": False}, "OFFSET"),
         (sa.select(T).limit(5), {}, "statement: a LIMIT cannot be kept over several chunks; take it away"),
         (sa.select(T).order_by(T.c.at), {}, r"statement: ORDER BY t.at is not the order of its key \(id\); take it"),
-        (sa.select(T).order_by(T.c.id.desc()), {}, "ORDER BY t.id DESC is not the order"),
+        (sa.select(T).order_by(T.c.id.desc()), {"key": T.c.id.asc()}, "ORDER BY t.id DESC is not the order"),
+        (sa.select(T).order_by(T.c.id.asc()), {"key": T.c.id.desc()}, "ORDER BY t.id ASC is not the order"),
+        (sa.select(T).order_by(T.c.id.desc().nulls_last()), {}, "ORDER BY t.id DESC NULLS LAST is not the order"),
         (sa.select(PAIR).order_by(PAIR.c.b), {}, "is not the order of its key"),
         (sa.select(T).join(PAIR, T.c.id == PAIR.c.a), {}, "rows of a join have no primary key of their own"),
         (sa.select(T, PAIR), {}, "rows of a join"),
@@ -103,7 +107,7 @@ def test_a_table_is_read_by_its_primary_key(statement: Any, names: Any, position
         ("SELECT * FROM t LIMIT 20, 10", {}, "OFFSET"),
         ("SELECT * FROM t LIMIT 10", {"key": "id"}, "LIMIT"),
         ("SELECT * FROM t ORDER BY at", {"key": "id"}, r"ORDER BY at is not the order of its key \(id\)"),
-        ("SELECT * FROM t ORDER BY id DESC", {"key": "id"}, "ORDER BY id DESC"),
+        ("SELECT * FROM t ORDER BY id DESC NULLS LAST", {"key": "id"}, "ORDER BY id DESC NULLS LAST"),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_what_to_change(statement: Any, options: Any, message: str) -> None:
@@ -184,3 +188,54 @@ def test_both_forms_mean_the_same_order(rows: list[tuple[int, ...]], low: tuple[
         found = [tuple(row) for row in connection.execute(query, values)]
     engine.dispose()
     assert found == sorted(row for row in rows if low < row <= (3, 1, 2))
+
+
+def test_without_sqlalchemy_the_missing_extra_is_named() -> None:
+    program = """
+import sys
+sys.modules["sqlalchemy"] = None
+from memwarden import flow
+from memwarden.errors import MissingExtraError
+for name in ("scan", "process"):
+    try:
+        getattr(flow, name)
+    except MissingExtraError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.count("sqlalchemy") == 2
+
+
+@pytest.mark.parametrize(
+    ("statement", "key", "down"),
+    [
+        (sa.select(T), T.c.id.desc(), (True,)),
+        (sa.select(T), sa.desc("id"), (True,)),
+        (sa.select(T).order_by(T.c.id.desc()), None, (True,)),
+        (sa.select(T).order_by(sa.desc("id")), "id", (True,)),
+        (sa.select(PAIR).order_by(PAIR.c.a.desc()), None, (True, True)),  # backwards through its index
+        (sa.select(PAIR).order_by(PAIR.c.a.desc(), PAIR.c.b), None, (True, False)),
+        (sa.select(PAIR), (PAIR.c.a, PAIR.c.b.desc()), (False, True)),
+        (sa.select(PAIR), (PAIR.c.a.desc(), PAIR.c.b), (True, False)),
+        (sa.select(PAIR.c.a, PAIR.c.b).distinct(), (sa.desc("a"), "b"), (True, False)),
+        ("SELECT a, b FROM pair ORDER BY a DESC, b desc", ("a", "b"), (True, True)),
+        ("SELECT a, b FROM pair", (sa.desc("a"), "b"), (True, False)),
+    ],
+)
+def test_keys_may_descend(statement: Any, key: Any, down: tuple[bool, ...]) -> None:
+    found = analyse(statement, DIALECTS["sqlite"], key=key)
+    assert isinstance(found, Keyset)
+    assert found.down == down
+
+
+def test_behind_a_descending_key_is_below_it() -> None:
+    found = analyse(sa.select(PAIR), DIALECTS["sqlite"], key=(PAIR.c.a.desc(), PAIR.c.b.desc()))
+    assert isinstance(found, Keyset)
+    query = _sql(found, (1, 2), (5, 6))
+    assert "(pair.a, pair.b) < (1, 2)" in query
+    assert "(pair.a, pair.b) >= (5, 6)" in query
+    assert "ORDER BY pair.a DESC, pair.b DESC" in query
+    found = analyse(sa.select(PAIR), DIALECTS["sqlite"], key=(PAIR.c.a.desc(), PAIR.c.b))
+    assert isinstance(found, Keyset)
+    query = _sql(found, (1, 2))
+    assert "pair.a <= 1 AND (pair.a < 1 OR pair.a = 1 AND pair.b > 2) ORDER BY pair.a DESC, pair.b" in query

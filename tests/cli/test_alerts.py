@@ -1,0 +1,233 @@
+"""`memwarden alerts` and `monitor --webhook`: by hand, for cron, and every wrong input in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+from tests.tell.test_kills import ROOT, Receiver
+
+from memwarden.cli import main
+from memwarden.store import FILE_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SECRET = "T0PSECRETTOKEN123"
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    made = Receiver()
+    yield made
+    made.close()
+
+
+class Ran(NamedTuple):
+    code: int
+    stdout: str
+    stderr: str
+
+
+class Place:
+    """A folder with a memwarden.toml, and a receiver whose address has a secret in it."""
+
+    def __init__(self, folder: Path, receiver: Receiver) -> None:
+        host, port = receiver.server.server_address[:2]
+        self.folder, self.receiver = folder, receiver
+        self.url = f"http://{host!s}:{port}/hooks/{SECRET}"
+        hook = f'[alerts.channels.hook]\nkind = "webhook"\nurl = "{self.url}"\n'
+        self.write(f'[alerts]\nservice = "shop"\ngroup_wait = "0s"\n{hook}')
+
+    def write(self, text: str, *, level: str = "1%") -> None:
+        lines = f'dir = "{self.folder}/state"\nwarning = "{level}"\ncritical = "98%"\nemergency = "99%"\n'
+        lines += 'leave_gap = "0.5%"\n'
+        (self.folder / "memwarden.toml").write_text(lines + text)
+
+    def run(self, *words: str, code: int = 0) -> Ran:
+        """The command line, in this process."""
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.chdir(self.folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            found = main(list(words))
+        return self._checked(Ran(found, out.getvalue(), err.getvalue()), code)
+
+    def start(self, *words: str, code: int = 0) -> Ran:
+        """The same in a process of its own."""
+        done = subprocess.run(
+            [sys.executable, "-m", "memwarden", *words], capture_output=True, text=True, cwd=self.folder, timeout=60,
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": os.path.join(ROOT, "src")},
+        )  # fmt: skip
+        return self._checked(Ran(done.returncode, done.stdout, done.stderr), code)
+
+    @staticmethod
+    def _checked(ran: Ran, code: int) -> Ran:
+        assert ran.code == code, ran
+        assert SECRET not in ran.stdout + ran.stderr
+        return ran
+
+    def json(self, *words: str) -> Any:
+        return json.loads(self.run("alerts", *words, "--format", "json").stdout)
+
+
+@pytest.fixture
+def place(tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.delenv("MEMWARDEN_DIR")  # the file says where
+    return Place(tmp_path, receiver)
+
+
+def test_from_a_look_to_its_end_by_hand(place: Place) -> None:
+    found = place.json("check")
+    assert (found["level"], [each["what"] for each in found["told"]]) == ("WARNING", ["raised"])
+    assert place.json("check")["told"] == []
+    assert place.run("alerts", "check", "--fail", code=1).stdout.startswith("WARNING")
+    (state,) = place.json("list")["alerts"]
+    assert (state["level"], state["open"]) == ("WARNING", True)
+    key = state["key"]
+    assert place.json("ack", key, "--by", "alice")["acked_by"] == "alice"
+    assert "acknowledged by alice" in place.run("alerts", "list").stdout
+    assert "resolved: " in place.run("alerts", "resolve", key).stdout
+    assert "1 told: 1 delivered" in place.run("alerts", "deliver").stdout
+    assert [each["what"] for each in place.receiver.got] == ["raised", "recovered"]
+    whats = [each["what"] for each in place.json("history")]
+    assert whats == ["recovered", "acknowledged", "raised"]
+    assert place.run("alerts", "history", "--kind", "leak").stdout == ""
+    assert "nothing is on" in place.run("alerts", "list").stdout
+    assert place.json("list", "--all")["alerts"][0]["open"] is False
+
+
+def test_a_silence_is_set_shown_and_ended(place: Place) -> None:
+    number = place.json("silence", "kind=high_usage", "--for", "2h", "--comment", "a deploy")["number"]
+    place.run("alerts", "check")
+    assert place.receiver.got == []
+    assert "a deploy" in place.run("alerts", "list").stdout
+    place.run("alerts", "silence", "--end", str(number))
+    place.run("alerts", "check")
+    assert [each["what"] for each in place.receiver.got] == ["raised"]
+
+
+def test_test_sends_by_every_channel_and_looks_at_the_store(place: Place) -> None:
+    rows = place.json("test")
+    assert [(row["channel"], row["ok"]) for row in rows] == [("hook", True), ("store", True)]
+    (notice,) = place.receiver.got
+    assert (notice["kind"], notice["what"], notice["target"]) == ("test", "test", "shop")
+
+
+def test_a_receiver_that_is_not_there_is_a_failure_of_the_test(place: Place) -> None:
+    place.write('[alerts.channels.hook]\nkind = "webhook"\nurl = "http://127.0.0.1:9/x"\n')
+    assert "hook: FAILED: " in place.run("alerts", "test", code=1).stdout
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ('kind = "webhook"\nurl = "nonsense"', "is no http or https address"),
+        ('kind = "webhook"', "url"),
+        ('kind = "pager"', "is no kind of channel"),
+        ('kind = "smtp"\nhost = "localhost"\nfrom = "a@b.c"\nto = []', "has no recipient"),
+        ('kind = "smtp"\nhost = "localhost"\nfrom = "a@b.c"\nto = "nobody"', "is no mail address"),
+        ('kind = "webhook"\nurl_env = "NOT_SET"', "NOT_SET is not set"),
+        ('kind = "log"\nthrottel = "5m"', "there is no setting 'throttel'; did you mean 'throttle'?"),
+        ('kind = "log"\ntimeout = "soon"', "'soon' is not a duration"),
+    ],
+)
+def test_a_channel_that_is_wrong_is_one_clear_line(place: Place, table: str, words: str) -> None:
+    place.write(f"[alerts.channels.hook]\n{table}\n")
+    (line, _) = place.run("alerts", "test", code=1).stdout.splitlines()
+    assert line.startswith("hook: FAILED: memwarden.toml: alerts.channels.hook")
+    assert words in line
+
+
+def test_one_receiver_configured_twice_is_said(place: Place) -> None:
+    again = f'[alerts.channels.{{}}]\nkind = "webhook"\nurl = "{place.url}"\n'
+    place.write(again.format("one") + again.format("two"))
+    lines = place.run("alerts", "test", code=1).stdout.splitlines()
+    assert "goes to the same as one" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["ack", "nothing"], "'nothing' is not on; these are: nothing"),
+        (["silence"], "no matcher given"),
+        (["silence", "*", "--for", "never"], "'never' is not a duration"),
+        (["silence", "nonsense=1"], "matches nothing"),
+        (["silence", "--end", "7"], "silence 7 is not in force"),
+        (["history", "--since", "x"], "'x' is not a duration"),
+        (["history", "--limit", "0"], "0 is none"),
+        (["test", "--channel", "x"], "there is no channel 'x' in use"),
+        (["nonsense"], "invalid choice"),
+        ([], "no verb given; write one of list, history"),
+    ],
+)
+def test_wrong_words_are_one_line(place: Place, words: list[str], said: str) -> None:
+    done = place.run("alerts", *words, code=2)
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("verb", ["test", "check", "deliver"])
+def test_without_a_table_there_is_nobody_to_tell(place: Place, verb: str) -> None:
+    place.write("")
+    assert "add a table [alerts.channels.NAME]" in place.run("alerts", verb, code=2).stderr
+    assert "nothing is on" in place.run("alerts", "list").stdout
+
+
+def test_a_damaged_store_is_said_moved_and_done_without(place: Place) -> None:
+    os.makedirs(place.folder / "state")
+    (place.folder / "state" / FILE_NAME).write_bytes(b"nonsense" * 1000)
+    done = place.start("alerts", "test")
+    assert "it was moved to" in done.stderr
+    assert [row["ok"] for row in place.json("test")] == [True, True]
+
+
+def test_a_store_that_cannot_be_written_is_said(place: Place) -> None:
+    (place.folder / "state").write_text("a file, no folder")
+    done = place.run("alerts", "test", code=1)
+    assert "store: FAILED: " in done.stdout
+
+
+def test_no_secret_is_in_the_store_or_shown_by_config(place: Place) -> None:
+    place.start("alerts", "check")
+    place.start("config")
+    with open(place.folder / "state" / FILE_NAME, "rb") as file:
+        assert SECRET.encode() not in file.read()
+    with sqlite3.connect(place.folder / "state" / FILE_NAME) as db:
+        assert db.execute("SELECT count(*) FROM alert_events").fetchone() == (1,)
+    db.close()
+
+
+# --- monitor ------------------------------------------------------------------------------------------------------
+
+
+def test_monitor_tells_a_webhook_at_the_threshold_and_at_its_end(place: Place) -> None:
+    place.write("", level="97%")
+    done = place.run(
+        "monitor", "--duration", "1s", "--interval", "100ms", "--threshold", "0.1%", "--webhook", place.url
+    )
+    assert [(each["kind"], each["what"]) for each in place.receiver.got] == [
+        ("high_usage", "raised"), ("high_usage", "recovered"),
+    ]  # fmt: skip
+    assert "the monitor ended" in place.receiver.got[1]["text"]
+    assert "watching" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--webhook", "nonsense"], "--webhook.url: is no http or https address"),
+        (["--email", "nobody"], "--email.to"),
+        (["--slack", "env:NOT_SET"], "NOT_SET is not set"),
+    ],
+)
+def test_monitor_says_what_is_wrong_before_it_begins(place: Place, words: list[str], said: str) -> None:
+    done = place.run("monitor", "--duration", "1s", *words, code=2)
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1

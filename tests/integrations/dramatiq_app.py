@@ -1,0 +1,34 @@
+"""The Dramatiq broker of the tests: for the test process, and for `dramatiq tests.integrations.dramatiq_app`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import dramatiq
+from dramatiq.brokers.rabbitmq import RabbitmqBroker
+from dramatiq.brokers.redis import RedisBroker
+
+from memwarden.integrations.dramatiq import Jobs
+
+
+def pika_url(url: str) -> str:
+    """Kombu writes the virtual host "/" as it is, pika quoted."""
+    return url.removesuffix("//") + "/%2F" if url.endswith("//") else url
+
+
+def make(url: str, folder: str, **more: Any) -> Jobs:
+    """A broker of that URL, with its ledger in this folder."""
+    broker: dramatiq.Broker
+    if url.startswith("redis"):
+        broker = RedisBroker(url=url)  # type: ignore[no-untyped-call]  # Dramatiq's
+    else:
+        broker = RabbitmqBroker(url=pika_url(url), confirm_delivery=True)
+    more.setdefault("pressure", False)
+    return Jobs(broker, folder=folder, sweep_s=0.5, resend_s=3.0, **more)
+
+
+if os.environ.get("MEMWARDEN_TEST_BROKER"):
+    pressure = None if os.environ.get("MEMWARDEN_TEST_PRESSURE") else False
+    jobs = make(os.environ["MEMWARDEN_TEST_BROKER"], os.environ["MEMWARDEN_DIR"], pressure=pressure)
+    dramatiq.set_broker(jobs.broker)

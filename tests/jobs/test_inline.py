@@ -1,0 +1,101 @@
+"""The core with the plainest engine there is: messages in a list, worked off in this process."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from memwarden.jobs import Abilities, Engine, Ledger, QueueCount, Run, Watch, job, perform, submit, sweep
+from memwarden.store import Store
+from tests.jobs import work
+from tests.jobs.contract import EngineContract
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Inline:
+    """An engine and its bench."""
+
+    name = "inline"
+    can = Abilities()
+    has_processes = False
+    most_items = 2000
+
+    def __init__(self, folder: str, store: Store) -> None:
+        self.folder, self.ledger = folder, Ledger(store)
+        self.engine: Engine = self
+        self.sent: list[str] = []
+        self.queue: deque[str] = deque()
+        self._watch = Watch()
+
+    def send(self, text: str, *, queue: str, delay_s: float = 0.0, priority: int = 0, message_id: str = "") -> None:
+        self.sent.append(text)
+        self.queue.append(text)
+
+    def statistics(self) -> tuple[QueueCount, ...]:
+        return (QueueCount(queue="default", waiting=len(self.queue)),)
+
+    def start(self, workers: int = 2) -> None:
+        """It needs nothing."""
+
+    def work(self) -> None:
+        while self.queue:
+            perform(self.queue.popleft(), engine=self, ledger=self.ledger)
+        sweep(self, self.ledger, self._watch)
+
+    def kill_one(self) -> bool:
+        return False
+
+
+@pytest.fixture
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inline]:
+    folder = str(tmp_path_factory.mktemp("bench"))
+    with Store(folder) as store:
+        yield Inline(folder, store)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(count=st.integers(0, 400), chunk=st.integers(1, 50), each=st.integers(1, 200), data=st.data())
+def test_whatever_is_split_is_complete_and_in_order(
+    count: int, chunk: int, each: int, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Any number of items of any size, cut by estimate and by hand, messages in any order."""
+    asked = data.draw(st.dictionaries(st.integers(0, 20), st.integers(1, 60), max_size=4))
+
+    def handle(chunk: list[int], run: Run) -> list[int]:
+        if run.part in asked:
+            run.split(asked.pop(run.part))
+        return chunk
+
+    made = job(
+        items=lambda: range(count), chunk=chunk, limit="1G", bytes_per_item=f"{each}M", reduce=work.joined,
+        name="tests:generated",
+    )(handle)  # fmt: skip
+    folder = str(tmp_path_factory.mktemp("bench"))
+    with Store(folder) as store:
+        bench = Inline(folder, store)
+        root = submit(made, {}, engine=bench, ledger=bench.ledger)
+        while bench.queue:
+            bench.queue.rotate(data.draw(st.integers(0, 5)))
+            perform(bench.queue.popleft(), engine=bench, ledger=bench.ledger)
+        status = bench.ledger.status(root)
+        assert status is not None
+        assert status.state == "done"
+        assert (bench.ledger.result(root) if count else []) == list(range(count))
+
+
+class TestInline(EngineContract):
+    """The contract, but for what needs processes of their own."""
+
+    test_what_reaches_its_limit_goes_on_in_fresh_processes = None  # type: ignore[assignment]  # needs worker processes
+    test_what_grows_is_split_and_done_once = None  # type: ignore[assignment]  # needs worker processes
+    test_killed_workers_lose_nothing = None  # type: ignore[assignment]  # needs worker processes
+
+    @pytest.mark.parametrize("how", ["memory"])
+    def test_a_poison_item_is_quarantined_and_the_rest_is_done(self, bench: Inline, how: str) -> None:  # type: ignore[override]  # one of its two cases
+        super().test_a_poison_item_is_quarantined_and_the_rest_is_done(bench, how)

@@ -1,0 +1,345 @@
+"""The ledger under every order of claims, cuts, deaths and stale workers: disjoint, complete, nothing twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from memwarden.errors import JobError
+from memwarden.jobs.ledger import MOST_ARGUMENTS_BYTES, Ledger, LostError, Watch, Worker
+from memwarden.jobs.port import DEATHS, MOST_BYTES, Message
+from memwarden.store import Store
+from memwarden.testing import FakeClock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from memwarden.jobs.ledger import Claim
+
+COUNT = 40
+HERE = Worker.here()
+
+
+def bounds(low: str | None, high: str | None) -> range:
+    """The indexes behind low up to high."""
+    return range(0 if low is None else int(low) + 1, COUNT if high is None else int(high) + 1)
+
+
+class Ledgers(RuleBasedStateMachine):
+    """Workers that come and go, and some that do not know that they are gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._folder = tempfile.TemporaryDirectory()
+        self.store = Store(self._folder.name)
+        self.clock = FakeClock()
+        self.ledger = Ledger(self.store, clock=self.clock, random=lambda: 0.5)
+        self.root, _ = self.ledger.submit("work", {}, chunk=4, options={"retries": 1000, "backoff_s": 0.0})
+        self.claims: list[Claim] = []
+        self.done: list[int] = []
+
+    def teardown(self) -> None:
+        self.store.close()
+        self._folder.cleanup()
+
+    def _is_stale(self, claim: Claim) -> bool:
+        with self.store.transaction() as db:
+            part = self.ledger._part(db, claim.part.root, claim.part.part)
+        return part is None or part.state != "running" or part.attempt != claim.part.attempt
+
+    def _try(self, claim: Claim, work: Any) -> Any:
+        """What a worker does; a stale one must be refused."""
+        stale = self._is_stale(claim)
+        try:
+            found = work()
+        except LostError:
+            assert stale
+            self.claims.remove(claim)
+            return None
+        assert not stale
+        return found
+
+    @rule(which=st.integers(0, 100))
+    def claim(self, which: int) -> None:
+        messages = self.ledger.outbox(self.root)
+        if not messages:
+            return
+        message = messages[which % len(messages)]
+        found = self.ledger.claim(message, HERE)
+        assert not isinstance(found, str)
+        self.claims.append(found)
+        assert self.ledger.claim(message, HERE) == "dropped"  # the same message once more
+
+    @precondition(lambda self: bool(self.claims))
+    @rule(which=st.integers(0, 100), items=st.integers(1, 7))
+    def advance(self, which: int, items: int) -> None:
+        claim = self.claims[which % len(self.claims)]
+        left = bounds(claim.part.cursor, claim.part.high)
+        if claim.part.mode != "work" or not left:
+            return
+        chunk = list(left[: 1 if claim.part.careful else min(items, claim.part.chunk)])
+        after = self._try(claim, lambda: self.ledger.advance(claim, str(chunk[-1]), len(chunk)))
+        if after is not None:
+            self.done += chunk
+            self.claims[self.claims.index(claim)] = after
+
+    @precondition(lambda self: bool(self.claims))
+    @rule(which=st.integers(0, 100), share=st.integers(1, 9), most=st.integers(1, 5))
+    def cut(self, which: int, share: int, most: int) -> None:
+        claim = self.claims[which % len(self.claims)]
+        left = bounds(claim.part.cursor, claim.part.high)
+        keys = [str(each) for each in left[share - 1 : len(left) - 1 : share]]
+        if not keys:
+            return
+        over = len(keys) < most
+        chosen = keys[:most]
+        found = self._try(claim, lambda: self.ledger.cut(claim, chosen, share=share, over=over, ended=True))
+        if found is not None:
+            self.claims.remove(claim)
+
+    @precondition(lambda self: bool(self.claims))
+    @rule(which=st.integers(0, 100))
+    def finish(self, which: int) -> None:
+        claim = self.claims[which % len(self.claims)]
+        if bounds(claim.part.cursor, claim.part.high):
+            return
+        if self._try(claim, lambda: self.ledger.finish(claim, None)) is not None:
+            self.claims.remove(claim)
+
+    @precondition(lambda self: bool(self.claims))
+    @rule(which=st.integers(0, 100), kind=st.sampled_from(["soft_stop", "drain", "timeout", "memory_error", "error"]))
+    def stop(self, which: int, kind: str) -> None:
+        claim = self.claims[which % len(self.claims)]
+        if kind == "error":
+            found = self._try(claim, lambda: self.ledger.fail(claim, "it failed"))
+        else:
+            found = self._try(claim, lambda: self.ledger.stop(claim, kind=kind))
+        if found is not None:
+            self.claims.remove(claim)
+
+    @precondition(lambda self: bool(self.claims))
+    @rule(which=st.integers(0, 100), kind=st.sampled_from(DEATHS), announced=st.booleans(), known=st.booleans())
+    def die(self, which: int, kind: str, announced: bool, known: bool) -> None:
+        """The worker dies with an item in hand; sometimes it is only taken for dead and goes on."""
+        claim = self.claims[which % len(self.claims)]
+        left = bounds(claim.part.cursor, claim.part.high)
+        if announced and claim.part.careful and left and not self._is_stale(claim):
+            self.ledger.announce(claim, str(left[0]))
+        self.ledger.died((claim.part.root, claim.part.part, claim.part.attempt), kind=kind)
+        if known:
+            self.claims.remove(claim)
+
+    @precondition(lambda self: bool(self.claims))
+    @rule(which=st.integers(0, 100))
+    def leave_out(self, which: int) -> None:
+        claim = self.claims[which % len(self.claims)]
+        if not claim.part.is_condemned:
+            return
+        after = self._try(claim, lambda: self.ledger.leave_out(claim))
+        if after is not None:
+            self.claims[self.claims.index(claim)] = after
+
+    @invariant()
+    def each_item_is_in_exactly_one_place(self) -> None:
+        """Done, left out, or still to be done by exactly one part."""
+        with self.store.transaction() as db:
+            parts = db.execute("SELECT state, low, high, position FROM job_parts WHERE mode <> 'finish'").fetchall()
+        places = list(self.done)
+        for state, low, high, position in parts:
+            if state in ("ready", "running", "waiting"):
+                places += bounds(position if position is not None else low, high)
+        for left in self.ledger.quarantined(self.root, most=1000):
+            places += bounds(left.low, left.high)
+        assert sorted(places) == list(range(COUNT))
+
+    @invariant()
+    def a_job_is_over_exactly_when_no_part_is_open(self) -> None:
+        status = self.ledger.status(self.root)
+        assert status is not None
+        assert (status.state == "open") == any(status.parts.get(state) for state in ("ready", "running", "waiting"))
+
+
+Ledgers.TestCase.settings = settings(
+    max_examples=1000 if os.environ.get("MEMWARDEN_SOAK") else 25,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+TestLedgers = Ledgers.TestCase
+
+
+@pytest.fixture
+def ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ledger]:
+    with Store(str(tmp_path_factory.mktemp("ledger"))) as store:
+        yield Ledger(store, clock=FakeClock(), random=lambda: 1.0)
+
+
+def clock_of(ledger: Ledger) -> FakeClock:
+    clock = ledger._clock
+    assert isinstance(clock, FakeClock)
+    return clock
+
+
+def take(ledger: Ledger, root: str) -> Claim:
+    found = ledger.claim(ledger.outbox(root)[0], HERE)
+    assert not isinstance(found, str)
+    return found
+
+
+def test_failures_wait_twice_as_long_each_time_and_then_it_is_given_up(ledger: Ledger) -> None:
+    root, _ = ledger.submit("work", {}, options={"retries": 3, "backoff_s": 1.0})
+    pauses = []
+    for _ in range(4):
+        claim = take(ledger, root)
+        given_up, pause_s, _ = ledger.fail(claim, "no")
+        pauses.append(pause_s)
+        assert given_up == (len(pauses) == 4)
+        if not given_up:
+            assert ledger.claim(ledger.outbox(root)[0], HERE) == "later"
+        clock_of(ledger).advance(pause_s)
+    assert pauses == [1.0, 2.0, 4.0, 0.0]
+    assert ledger.status(root).state == "failed"  # type: ignore[union-attr]  # it is there
+
+
+def test_a_unique_job_is_one_while_it_is_open(ledger: Ledger) -> None:
+    one, new = ledger.submit("work", {}, unique="monday")
+    again, not_new = ledger.submit("work", {}, unique="monday")
+    other, _ = ledger.submit("work", {}, unique="tuesday")
+    assert (one, new, not_new) == (again, True, False)
+    assert other != one
+    ledger.finish(take(ledger, one), None)
+    assert ledger.submit("work", {}, unique="monday")[1]
+
+
+def test_results_are_forgotten_when_their_time_is_over(ledger: Ledger) -> None:
+    root, _ = ledger.submit("work", {}, options={"keep_s": 60.0})
+    ledger.finish(take(ledger, root), "[1]")
+    assert (ledger.expire(), ledger.result(root)) == (0, [1])
+    clock_of(ledger).advance(61.0)
+    assert (ledger.expire(), ledger.status(root)) == (1, None)
+    with pytest.raises(JobError, match="its result may have expired"):
+        ledger.result(root)
+
+
+def test_priority_and_delay_order_what_is_due(ledger: Ledger) -> None:
+    plain, _ = ledger.submit("plain", {})
+    urgent, _ = ledger.submit("urgent", {}, priority=5)
+    later, _ = ledger.submit("later", {}, priority=9, delay_s=30.0)
+    assert [part.root for part, _ in ledger.due("local")] == [urgent, plain]
+    assert ledger.due("celery") == []
+    clock_of(ledger).advance(30.0)
+    assert [part.root for part, _ in ledger.due("local")] == [later, urgent, plain]
+    assert ledger.due("local", queues=("other",)) == []
+
+
+def test_a_message_that_the_broker_lost_is_sent_again(ledger: Ledger) -> None:
+    root, _ = ledger.submit("work", {}, engine="celery")
+    (message,) = ledger.unsent("celery")
+    ledger.mark_sent(message)
+    assert (ledger.unsent("celery"), ledger.outbox(root)) == ([], [])
+    clock_of(ledger).advance(901.0)
+    assert ledger.unsent("celery") == [message]
+    assert ledger.unsent("local") == []
+
+
+def test_arguments_that_are_no_json_are_refused_with_the_reason(ledger: Ledger) -> None:
+    for wrong in ({"a": object()}, {"a": {1, 2}}, {"a": float("nan")}):
+        with pytest.raises(JobError, match="its arguments cannot be written as JSON"):
+            ledger.submit("work", wrong)
+    with pytest.raises(JobError, match="hand over a key or a path instead"):
+        ledger.submit("work", {"a": "x" * MOST_ARGUMENTS_BYTES})
+
+
+def test_a_retry_does_what_was_left_out_after_all(ledger: Ledger) -> None:
+    root, _ = ledger.submit("work", {}, chunk=1)
+    for _ in range(3):
+        claim = take(ledger, root)
+        ledger.announce(claim, "0")
+        ledger.died((root, 0, claim.part.attempt), kind="oom_kill", text="the kernel")
+    claim = take(ledger, root)
+    assert claim.part.is_condemned
+    claim = ledger.leave_out(claim)
+    ledger.finish(claim, None)
+    status = ledger.status(root)
+    assert status is not None
+    assert (status.state, status.quarantined) == ("done", 1)
+    assert ledger.retry(root) == 1
+    part = take(ledger, root).part
+    assert (part.low, part.high) == (None, "0")
+    assert [each.retried for each in ledger.quarantined(root)] == [True]
+
+
+# --- who is dead -------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_is_dead_when_its_heart_stands_still_by_the_watchers_clock(ledger: Ledger) -> None:
+    """Wall clocks may differ by hours: only the watcher's monotonic one counts."""
+    clock = FakeClock()
+    watch = Watch(clock, lease_s=60.0)
+    root, _ = ledger.submit("work", {})
+    claim = take(ledger, root)
+    elsewhere = HERE.replace(host="another")
+    with ledger._place.transaction() as db:
+        db.execute("UPDATE job_parts SET holder = :holder", {"holder": json.dumps(elsewhere.as_dict())})
+    clock_of(ledger).advance(1e6)
+    assert watch.dead(ledger.running()) == []
+    clock.advance(59.0)
+    assert watch.dead(ledger.running()) == []
+    ledger.beat(claim)
+    clock.advance(2.0)
+    assert watch.dead(ledger.running()) == []
+    clock.advance(61.0)
+    ((claimed, kind, why),) = watch.dead(ledger.running())
+    assert (claimed, kind, why) == ((root, 0, 1), "lost", "no heartbeat for 60 s")
+
+
+def test_a_worker_of_this_machine_whose_process_is_gone_is_dead_at_once(ledger: Ledger) -> None:
+    root, _ = ledger.submit("work", {})
+    ledger.claim(ledger.outbox(root)[0], HERE.replace(pid=2**22 - 1, start="1"))
+    ((claimed, kind, _),) = Watch(FakeClock()).dead(ledger.running())
+    assert (claimed, kind) == ((root, 0, 1), "lost")
+
+
+def test_a_worker_that_went_with_its_parent_blames_no_item(ledger: Ledger) -> None:
+    root, _ = ledger.submit("work", {})
+    gone = HERE.replace(pid=2**22 - 1, start="1", parent=2**22 - 2, parent_start="1")
+    ledger.claim(ledger.outbox(root)[0], gone)
+    ((_, kind, _),) = Watch(FakeClock()).dead(ledger.running())
+    assert kind == "killed"
+
+
+def test_a_sigkill_is_the_kernels_only_where_the_kernel_killed_somebody() -> None:
+    assert HERE.kills is not None
+    assert HERE.death(-9) in ("killed", "lost")  # lost where the kernel killed somebody between the two lines
+    assert HERE.replace(kills=HERE.kills - 1).death(-9) == "lost"
+    assert HERE.death(-11) == "crash"
+    assert HERE.death(1) == "crash"
+
+
+# --- messages ----------------------------------------------------------------------------------------------------
+
+
+def test_a_message_is_small_whatever_the_keys_are() -> None:
+    message = Message(job="a" * 200, root="b" * 24, part=10**9, attempt=10**6, low="x" * 5000, high='"' * 600)
+    text = message.encode()
+    assert len(text) <= MOST_BYTES
+    assert Message.decode(text) == message.replace(low=None, high=None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "null", "[]", "{}", '{"memwarden": 1}', '{"memwarden": 99}', b"\xff\xfe", "[" * 100_000, '"x"', "1e999",
+     '{"memwarden":1,"job":1,"root":"a","part":0,"attempt":0,"low":null,"high":null}',
+     '{"memwarden":1,"job":"a","root":"a","part":"0","attempt":0,"low":null,"high":null}'],
+)  # fmt: skip
+def test_foreign_messages_are_refused_in_one_line(text: str | bytes) -> None:
+    with pytest.raises(JobError) as caught:
+        Message.decode(text)
+    assert "\n" not in str(caught.value)

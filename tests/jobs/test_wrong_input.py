@@ -1,0 +1,269 @@
+"""Wrong input: one clear line that says what, where and how to mend it; nothing is lost."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from memwarden.errors import ConfigError, JobError, UnitError
+from memwarden.jobs import Ledger, Message, Runner, current, job, perform, should_split, submit
+from memwarden.store import Store
+from tests.jobs import work
+from tests.jobs.contract import over
+from tests.jobs.processes import outside, run
+from tests.jobs.test_inline import Inline
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inline]:
+    folder = str(tmp_path_factory.mktemp("bench"))
+    with Store(folder) as store:
+        yield Inline(folder, store)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"limit": "much"}, "limit: 'much' is not a size"),
+        ({"chunk": 0}, "chunk: 0 is no such number"),
+        ({"chunk": True}, "chunk: True is no such number"),
+        ({"retries": -1}, "retries: -1 is no such number"),
+        ({"timeout": "soon"}, "timeout: 'soon' is not a duration"),
+        ({"items": [1, 2]}, "items: [1, 2] is no function"),
+        ({"name": "x" * 300}, "is no name"),
+    ],
+)
+def test_options_of_the_decorator(options: dict[str, Any], said: str) -> None:
+    with pytest.raises((ConfigError, UnitError)) as caught:
+        job(**options)(lambda chunk: None)
+    assert said in str(caught.value)
+
+
+def test_arguments_that_the_function_does_not_take(bench: Inline) -> None:
+    for arguments, said in (({}, "needs the argument 'count'"), ({"count": 1, "b": 2}, "takes no argument 'b'")):
+        with pytest.raises(JobError, match=said):
+            work.total.arguments((), arguments)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (work.has_bad_items, "its items are a list_iterator, which cannot be taken up in the middle"),
+        (work.splits_nothing, "has no items to cut"),
+        (work.no_json, "its result cannot be written as JSON"),
+    ],
+)
+def test_a_job_that_cannot_work_fails_at_once_with_the_reason(bench: Inline, made: Any, said: str) -> None:
+    root = submit(made, {}, engine=bench.engine, ledger=bench.ledger)
+    status = over(bench, root)
+    assert (status.state, status.attempts) == ("failed", 1)
+    assert said in str(status.error)
+
+
+def test_a_process_that_is_too_full_to_begin_asks_for_a_fresh_one(bench: Inline) -> None:
+    """Other jobs may have filled it; where each part has its own process that cannot be, and it fails at once."""
+    root = submit(work.has_a_tiny_limit, {"count": 3}, engine=bench.engine, ledger=bench.ledger)
+    ending = perform(bench.queue.popleft(), engine=bench.engine, ledger=bench.ledger)
+    assert (ending.what, ending.fresh) == ("later", True)
+    assert "before the job has begun, and its limit is 1 MiB" in ending.text
+    with Runner(bench.folder, memory="1G", workers=1) as runner:
+        root = runner.submit(work.has_a_tiny_limit, {"count": 3})
+        runner.run(until_idle=True)
+        status = runner.status(root)
+    assert (status.state, status.attempts) == ("failed", 1)
+
+
+def test_an_unknown_type_is_named_where_it_is_submitted(bench: Inline) -> None:
+    with pytest.raises(ConfigError, match=r"there is no job type 'nightly'; known are analysis, bulk, campaign"):
+        submit(work.has_no_type, {"count": 1}, engine=bench.engine, ledger=bench.ledger)
+
+
+def test_a_profile_above_the_machine_is_lowered_and_said(
+    tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Runner(str(tmp_path_factory.mktemp("jobs")), memory="200M", workers=1) as runner:
+        root = runner.submit(work.total, {"count": 5})
+        runner.run(until_idle=True)
+        assert runner.result(root) == 10
+    assert "its limit of 1 GiB (and a quarter above for the kernel's) is more than the budget of 200 MiB" in caplog.text
+
+
+def test_a_budget_above_the_machine_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with pytest.raises(ConfigError, match=r"are more than the .* there are"):
+        Runner(str(tmp_path_factory.mktemp("jobs")), memory="1000T")
+
+
+def test_a_store_in_memory_cannot_hold_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store("/proc/nowhere") as store, pytest.raises(JobError, match="its store is in memory only"):
+        Runner(store)
+
+
+def test_outside_of_a_job_there_is_no_run() -> None:
+    with pytest.raises(JobError, match="no job is at work here"):
+        current()
+
+
+def test_whether_to_split_is_said_by_hand_too() -> None:
+    assert should_split(257, 1 << 20)
+    assert not should_split(256, 1 << 20)
+    assert not should_split(257, 1 << 20, limit="1G")
+
+
+def test_asked_to_split_it_does_unless_it_must_not(bench: Inline) -> None:
+    root = submit(work.asks_to_split, {"count": 40}, engine=bench.engine, ledger=bench.ledger)
+    assert (over(bench, root).parts["done"], bench.ledger.result(root)) == (7, list(range(40)))
+    root = submit(work.never_splits, {"count": 40}, engine=bench.engine, ledger=bench.ledger)
+    assert (over(bench, root).parts["done"], bench.ledger.result(root)) == (2, 0)
+
+
+def test_a_split_is_an_event_for_alerts(bench: Inline) -> None:
+    over(bench, submit(work.splits_at_once, {"count": 40}, engine=bench.engine, ledger=bench.ledger))
+    (found,) = [each for each in bench.ledger.events() if each["kind"] == "job_split"]
+    assert "40 items of 64 MiB do not fit into 1 GiB" in found["text"]
+
+
+class Away(Inline):
+    """An engine whose broker is away for the first so many messages."""
+
+    def __init__(self, folder: str, store: Store, refuse: int) -> None:
+        super().__init__(folder, store)
+        self.refuse = refuse
+
+    def send(self, text: str, *, queue: str, delay_s: float = 0.0, priority: int = 0, message_id: str = "") -> None:
+        if self.refuse > 0:
+            self.refuse -= 1
+            raise ConnectionRefusedError(111, "Connection refused")
+        super().send(text, queue=queue, delay_s=delay_s, priority=priority, message_id=message_id)
+
+
+def test_a_broker_that_is_away_at_the_submission_gets_it_later(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = str(tmp_path_factory.mktemp("bench"))
+    with Store(folder) as store:
+        bench = Away(folder, store, refuse=1)
+        root = submit(work.total, {"count": 100}, engine=bench, ledger=bench.ledger)
+        assert bench.sent == []
+        assert (over(bench, root).state, bench.ledger.result(root)) == ("done", sum(range(100)))
+
+
+def test_where_the_children_cannot_be_sent_they_are_done_in_place(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The broker takes the first message and no other one: the worker that has it does all parts by itself."""
+    folder = str(tmp_path_factory.mktemp("bench"))
+    with Store(folder) as store:
+        bench = Away(folder, store, refuse=0)
+        root = submit(work.splits_at_once, {"count": 200}, engine=bench, ledger=bench.ledger)
+        bench.refuse = 10**9
+        perform(bench.queue.popleft(), engine=bench, ledger=bench.ledger)
+        status = bench.ledger.status(root)
+        assert status is not None
+        assert (status.state, bench.ledger.result(root)) == ("done", list(range(200)))
+        assert len(bench.sent) == 1
+
+
+def test_a_leak_from_run_to_run_asks_for_a_fresh_process(bench: Inline) -> None:
+    fresh = []
+    for _ in range(60):
+        submit(work.leaks_a_little, {"mib": 1}, engine=bench.engine, ledger=bench.ledger)
+        fresh.append(perform(bench.queue.popleft(), engine=bench.engine, ledger=bench.ledger).fresh)
+    work.leaked.clear()
+    assert any(fresh)
+    assert any(each["kind"] == "job_leak" for each in bench.ledger.events())
+
+
+def test_a_job_that_a_worker_does_not_know_waits_for_one_that_does(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with Runner(str(tmp_path_factory.mktemp("jobs")), memory="1G") as runner:
+        root, _ = runner.ledger.submit("nowhere.to.be.found:job", {})
+        runner.begin()
+        runner.turn()
+        status = runner.status(root)
+        assert (status.state, status.attempts) == ("open", 0)
+        assert (runner.ledger.next_due_s("local") or 0) > 0
+        with runner.store.transaction() as db:
+            (error,) = db.execute("SELECT error FROM job_parts").fetchone()
+    assert "its module cannot be imported here" in error
+
+
+# --- the command line ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    made = str(tmp_path_factory.mktemp("jobs"))
+    with Runner(made, memory="1G", workers=1) as runner:
+        runner.submit(work.total, {"count": 100})
+        runner.submit(work.poisoned, {"count": 20, "poison": 3, "path": f"{made}/effects.db", "how": "memory"})
+        runner.run(until_idle=True)
+        runner.submit(work.total, {"count": 100}, delay="1h")
+    return made
+
+
+def asked(folder: str, *words: str) -> Any:
+    ended = run(folder, *words, "--format", "json")
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
+def test_the_command_line_shows_what_there_is(folder: str) -> None:
+    jobs = asked(folder, "list")
+    assert asked(folder) == jobs
+    assert sorted(each["state"] for each in jobs) == ["done", "done", "open"]
+    (sick,) = [each for each in jobs if "poisoned" in each["name"]]
+    assert asked(folder, "status", sick["id"])["result"] == 19
+    assert {row["ending"] for row in asked(folder, "ledger", sick["id"])} == {"memory_error", "done"}
+    (left,) = asked(folder, "quarantine")
+    assert (left["low"], left["high"], left["kind"]) == ("2", "3", "memory_error")
+    (row,) = asked(folder, "stats")
+    assert (row["queue"], row["delayed"], row["jobs_open"]) == ("default", 1, 1)
+    for words in (["list"], ["stats"], ["quarantine"], ["status", sick["id"]], ["ledger", sick["id"]]):
+        shown = run(folder, *words)
+        assert (shown.returncode, shown.stderr) == (0, "")
+        assert len(shown.stdout.splitlines()) >= 2
+
+
+def test_the_monitor_shows_the_queues(folder: str) -> None:
+    words = ["monitor", "--jobs", "--interval", "50ms", "--duration", "100ms"]
+    ended = outside(folder, *words, "--format", "ndjson")
+    rows = [json.loads(line) for line in ended.stdout.splitlines()]
+    found = [row["jobs"] for row in rows if "jobs" in row]
+    assert found
+    assert {"queue", "type", "waiting", "running", "failed"} <= set(found[0][0])
+    assert "queue default: 0 waiting" in outside(folder, *words).stdout
+
+
+def test_the_command_line_cancels_and_retries(folder: str) -> None:
+    jobs = asked(folder, "list")
+    (waiting,) = [each["id"] for each in jobs if each["state"] == "open"]
+    assert asked(folder, "cancel", waiting)["cancelled"]
+    assert not asked(folder, "cancel", waiting)["cancelled"]
+    (sick,) = [each["id"] for each in jobs if "poisoned" in each["name"]]
+    assert asked(folder, "retry", sick)["parts"] == 1
+    assert asked(folder, "status", sick)["state"] == "open"
+    with Store(folder) as store:
+        Ledger(store).cancel(sick)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["status", "nothing"], "job nothing: is not known here"),
+        (["retry", "nothing"], "job nothing: is not known here"),
+        (["work", "--import", "no.such.module", "--until-idle"], "--import no.such.module: cannot be imported"),
+        (["work", "--memory", "much"], "memory: 'much' is not a size"),
+        (["work", "--workers", "0"], "workers: 0 is no such number"),
+        (["dance"], "invalid choice: 'dance'"),
+    ],
+)
+def test_the_command_line_refuses_in_one_line(folder: str, words: list[str], said: str) -> None:
+    ended = run(folder, *words) if words != ["dance"] else run(folder, "dance")
+    assert ended.returncode == 2
+    assert said in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
+
+
+def test_a_message_for_nobody_is_dropped(bench: Inline) -> None:
+    text = Message(job="tests.jobs.work:total", root="gone", part=0, attempt=0).encode()
+    assert perform(text, engine=bench.engine, ledger=bench.ledger).what == "dropped"

@@ -1,0 +1,210 @@
+"""SIGKILL at any point of the whole path, with real processes and a real receiver: nothing lost, nothing new twice.
+
+A child tells of states that begin and end, as fast as its slots allow, and says on standard output what it has told. It
+is killed at a random moment, or by its receiver: before it answers, or right after. The next child begins in the same
+folder. In the end every state that was told must have arrived, at most one batch twice per kill, each with the delivery
+id of the first, and every state must be over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from memwarden.clock import SystemClock
+from memwarden.supervise.signals import pause
+from memwarden.tell.outbox import Outbox
+from memwarden.tell.sender import Teller, build_channels
+from memwarden.tell.settings import parse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+KILLS = 1000 if os.environ.get("MEMWARDEN_SOAK") else 20
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+CHILD = """
+import json, os, sys, time
+from memwarden.blackbox import BlackBox
+from memwarden.clock import SystemClock
+from memwarden.facts import Level
+from memwarden.tell.rules import Draft
+from memwarden.tell.sender import Teller, build_channels
+from memwarden.tell.settings import parse
+
+table, folder, life = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
+clock = SystemClock()
+box = BlackBox(
+    folder + "/run", pid=os.getpid(), unix_s=clock.wall(), monotonic_s=clock.monotonic(), posts=True
+)
+found, channels = build_channels(parse(table, "x: alerts"), {})
+teller = Teller(found, channels, target="shop", host="host", store_folder=folder, run_folder=folder + "/run")
+teller.attach(box)
+teller.start()
+
+def tell(what, target, level):
+    draft = Draft(kind="high_usage", what=what, level=Level(level), title="title", text="text")
+    name = teller.tell(draft, target=target)
+    while teller._queue:  # told is what stands in a slot
+        time.sleep(0.001)
+    sys.stdout.write(f"{what} {target} {name}\\n")
+    sys.stdout.flush()
+
+number = 0
+while True:
+    number += 1
+    target = f"t{life}-{number}"
+    tell("raised", target, 3 if number % 3 else 2)
+    time.sleep(0.01)
+    if number % 2:
+        tell("cleared", target, 0)
+        time.sleep(0.01)
+"""
+
+
+class Receiver:
+    """An HTTP receiver that keeps what it got, and can end whoever it gets it from."""
+
+    def __init__(self) -> None:
+        self.got: list[dict[str, Any]] = []
+        self.messages = Counter[str]()
+        self.keys: dict[str, set[str]] = {}
+        self.more = threading.Event()
+        self.victim: int | None = None
+        self.kill_at = ""
+        self.rng = Random(3)
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                raw = self.rfile.read(int(self.headers["Content-Length"]))
+                if len(raw) < int(self.headers["Content-Length"]):
+                    return  # whoever sent it was killed in the middle of it
+                body = json.loads(raw)
+                if receiver.kill_at == "before":
+                    receiver.kill()
+                receiver.got += body["notices"]
+                for notice in body["notices"]:
+                    receiver.keys.setdefault(notice["delivery_id"], set()).add(self.headers["Idempotency-Key"])
+                receiver.messages[self.headers["Idempotency-Key"]] += 1
+                if receiver.kill_at == "between":
+                    receiver.kill()
+                try:
+                    self.send_response(204)
+                    self.end_headers()
+                except OSError:  # whoever sent it is gone
+                    return
+                if receiver.kill_at == "after":
+                    receiver.kill()
+
+            def do_HEAD(self) -> None:
+                self.send_response(204)
+                self.end_headers()
+
+            def log_message(self, *_words: object) -> None:
+                return
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self.thread.start()
+
+    def kill(self) -> None:
+        victim, self.victim, self.kill_at = self.victim, None, ""
+        if victim is not None:
+            os.kill(victim, signal.SIGKILL)
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join(10)
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    made = Receiver()
+    yield made
+    made.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60 + KILLS * 10)
+def test_no_alert_is_lost_none_is_told_anew_and_each_is_over_in_the_end(tmp_path: Path, receiver: Receiver) -> None:
+    rng = Random(11)
+    host, port = receiver.server.server_address[:2]
+    table = {
+        "group_wait": "0s", "cool_down": "0s", "flap_for": "0s",
+        "channels": {"hook": {"kind": "webhook", "url": f"http://{host!s}:{port}/", "timeout": "5s", "throttle": "0s"}},
+    }  # fmt: skip
+    told: dict[str, tuple[str, str]] = {}
+    kills = Counter[str]()
+    for life in range(KILLS):
+        how = rng.choice(["time", "time", "before", "between", "after"])
+        kills[how] += 1
+        words = [sys.executable, "-c", CHILD, json.dumps(table), str(tmp_path), str(life)]
+        for line in _live(words, receiver, how=how, rng=rng):
+            what, target, name = line.split()
+            told[name] = (what, target)
+    settings = parse(table, "x: alerts")
+    assert settings is not None
+    found, channels = build_channels(settings, {})
+    last = Teller(
+        found, channels, target="shop", host="host", store_folder=str(tmp_path), run_folder=str(tmp_path / "run")
+    )
+    for _ in range(3):
+        last.once(within_s=20.0)
+    seen = Counter(each["delivery_id"] for each in receiver.got)
+    raised = {name: target for name, (what, target) in told.items() if what == "raised"}
+    lost = [name for name in raised if f"{name}.0.hook" not in seen]
+    over = {each["target"] for each in receiver.got if each["what"] == "recovered"}
+    again = Counter((each["target"], each["what"]) for each in {e["delivery_id"]: e for e in receiver.got}.values())
+    twice = sum(seen.values()) - len(seen)
+    repeated = sum(receiver.messages.values()) - len(receiver.messages)
+    print(
+        f"{KILLS} kills {dict(kills)}: {len(raised)} told, {len(lost)} lost, {len(receiver.messages)} messages of "
+        f"which {repeated} came twice ({twice} notices)"
+    )
+    assert len(raised) >= KILLS
+    assert lost == []
+    assert repeated <= KILLS
+    assert [name for name, keys in receiver.keys.items() if len(keys) > 1] == []  # the whole message came again
+    assert set(raised.values()) - over == set()
+    anew = [each for each in receiver.got if again[each["target"], each["what"]] > 1]
+    assert anew == []
+    outbox = Outbox(settings, folder=str(tmp_path), clock=SystemClock())
+    assert (outbox.incidents(), [each.pending for each in outbox.channels()]) == ([], [0])
+    outbox.close()
+
+
+def _live(words: list[str], receiver: Receiver, *, how: str, rng: Random) -> list[str]:
+    """One child until its kill; the whole lines that it wrote."""
+    environ = {**os.environ, "PYTHONPATH": "src"}
+    child = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environ)
+    try:
+        assert child.stdout is not None
+        first = child.stdout.readline()
+        if how == "time":
+            pause(rng.uniform(0.0, 0.25))
+            child.kill()
+        else:
+            receiver.victim, receiver.kill_at = child.pid, how
+        rest = child.stdout.read()
+        child.wait(30)
+    finally:
+        receiver.victim = None
+        if child.poll() is None:
+            child.kill()
+        child.communicate()
+    assert child.returncode == -signal.SIGKILL
+    return [line for line in (first + rest).splitlines() if len(line.split()) == 3]

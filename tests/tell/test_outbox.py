@@ -1,0 +1,363 @@
+"""Deliveries: leases, rests, death; caps; a store that is locked, full or damaged."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from memwarden.errors import StoreError
+from memwarden.facts import Level, Notice
+from memwarden.store import FILE_NAME
+from memwarden.tell import outbox as rooms
+from memwarden.tell.members import is_foreign, is_gone, member_of, member_with, own_member
+from memwarden.tell.outbox import MOST_EVENTS, MOST_STATES, Outbox
+from memwarden.testing import FakeClock
+
+from .conftest import Desk, settings_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from memwarden.tell.settings import ChannelUse
+
+HOUR = 3600.0
+
+
+def chat(desk: Desk) -> ChannelUse:
+    return desk.settings.policy.channels["chat"]
+
+
+def ids(claim: rooms.Claim | None) -> list[str]:
+    assert claim is not None
+    return [notice.delivery_id for notice in claim.notices]
+
+
+def test_what_is_claimed_by_one_is_not_by_another_until_its_lease_is_over_or_it_is_gone(desk: Desk) -> None:
+    desk.outbox.take([desk.signal("raised", 2)])
+    first = desk.outbox.claim(chat(desk))
+    other = Outbox(desk.settings, folder=desk.folder, clock=desk.clock)
+    other._me = "1:2:3"  # another process that cannot be seen from here
+    assert (len(ids(first)), other.claim(chat(desk))) == (1, None)
+    desk.clock.advance(44)
+    assert other.claim(chat(desk)) is None
+    desk.clock.advance(2)  # 30 s for the try and 15 more
+    again = other.claim(chat(desk))
+    assert again is not None
+    assert (ids(again), again.attempts) == (ids(first), 2)
+    other.close()
+
+
+def test_what_a_dead_process_had_claimed_is_free_at_once(desk: Desk) -> None:
+    code = f"""
+import os, sys
+from memwarden.testing import FakeClock
+from tests.tell.conftest import settings_of
+from memwarden.tell.outbox import Outbox
+outbox = Outbox(settings_of(), folder={desk.folder!r}, clock=FakeClock())
+claim = outbox.claim(settings_of().policy.channels["chat"])
+print(claim.notices[0].delivery_id, flush=True)
+os.kill(os.getpid(), 9)
+"""
+    desk.outbox.take([desk.signal("raised", 2)])
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": "src:."},
+    )
+    assert done.returncode == -9, done.stderr
+    # The clock here stands long before that process's lease ends.
+    assert ids(desk.outbox.claim(chat(desk))) == [done.stdout.strip()]
+
+
+def test_of_one_channel_one_batch_is_under_way_but_what_is_urgent_does_not_wait(desk: Desk) -> None:
+    desk.outbox.take([desk.signal("raised", 2)])
+    other = Outbox(desk.settings, folder=desk.folder, clock=desk.clock)
+    other._me = "1:2:3"
+    first = other.claim(chat(desk))
+    desk.outbox.take([desk.signal("cleared", 0)])
+    assert desk.outbox.claim(chat(desk)) is None  # a recovery does not overtake what it ends
+    desk.outbox.take([desk.signal("raised", 3, target="other")])
+    urgent = desk.outbox.claim(chat(desk))
+    assert urgent is not None
+    assert [n.level for n in urgent.notices] == [Level.EMERGENCY]
+    other.sent("chat", ids(first))
+    desk.outbox.sent("chat", ids(urgent))
+    assert [n.what for n in (desk.outbox.claim(chat(desk)) or urgent).notices] == ["recovered"]
+    other.close()
+
+
+def test_what_comes_together_goes_together_and_in_order(make_desk: Callable[..., Desk]) -> None:
+    desk = make_desk(group_wait="10s")
+    for number in range(30):
+        desk.outbox.take([desk.signal("raised", 2, target=f"t{number}")])
+    assert desk.outbox.claim(chat(desk)) is None
+    assert desk.outbox.next_due("chat") == pytest.approx(desk.clock.wall() + 10)
+    desk.clock.advance(10)
+    batch = desk.outbox.claim(chat(desk))
+    assert batch is not None
+    assert [n.target for n in batch.notices] == [f"t{number}" for number in range(20)]
+    desk.outbox.sent("chat", ids(batch))
+    rest = desk.outbox.claim(chat(desk))
+    assert rest is not None
+    assert [n.target for n in rest.notices] == [f"t{number}" for number in range(20, 30)]
+
+
+def test_an_emergency_waits_for_nobody(make_desk: Callable[..., Desk]) -> None:
+    desk = make_desk(group_wait="10s")
+    desk.outbox.take([desk.signal("raised", 2), desk.signal("raised", 3, target="worse")])
+    batch = desk.outbox.claim(chat(desk))
+    assert batch is not None
+    assert [n.target for n in batch.notices] == ["worse"]
+
+
+def test_a_channel_that_fails_rests_longer_each_time_and_is_down_after_its_attempts(desk: Desk) -> None:
+    desk.outbox.take([desk.signal("raised", 2)])
+    rests, downs = [], []
+    for _ in range(12):
+        claim = desk.outbox.claim(chat(desk))
+        failure = desk.outbox.failed(chat(desk), ids(claim), "refused", recoverable=True)
+        rests.append(failure.not_before_unix_s - desk.clock.wall())
+        downs.append(failure.down_now)
+        assert desk.outbox.claim(chat(desk)) is None
+        desk.clock.advance(rests[-1])
+    # A random of 0.5 takes three quarters of it.
+    assert [round(each, 2) for each in rests[:5]] == [0.75, 1.5, 3.0, 6.0, 12.0]
+    assert max(rests) == pytest.approx(225, rel=1e-6)
+    assert downs == [number == 2 for number in range(12)]
+    (state,) = [each for each in desk.outbox.channels() if each.name == "chat"]
+    assert (state.failures, state.error, state.pending, state.dead) == (12, "refused", 1, 0)
+    claim = desk.outbox.claim(chat(desk))
+    assert desk.outbox.sent("chat", ids(claim))
+    assert desk.outbox.next_due("chat") is None
+
+
+def test_retry_after_is_kept_to(desk: Desk) -> None:
+    desk.outbox.take([desk.signal("raised", 2)])
+    claim = desk.outbox.claim(chat(desk))
+    failure = desk.outbox.failed(chat(desk), ids(claim), "429", recoverable=True, retry_after_s=77)
+    assert failure.not_before_unix_s == pytest.approx(desk.clock.wall() + 77)
+    desk.clock.advance(76)
+    assert desk.outbox.claim(chat(desk)) is None
+    desk.clock.advance(2)
+    failure = desk.outbox.failed(
+        chat(desk), ids(desk.outbox.claim(chat(desk))), "x", recoverable=True, retry_after_s=1e9
+    )
+    assert failure.not_before_unix_s == pytest.approx(desk.clock.wall() + HOUR)
+
+
+def test_what_fails_for_good_is_dead_and_what_is_too_old_too(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    desk.outbox.take([desk.signal("raised", 2)])
+    desk.outbox.failed(chat(desk), ids(desk.outbox.claim(chat(desk))), "no such hook", recoverable=False)
+    assert desk.outbox.next_due("chat") is None
+    desk.outbox.take([desk.signal("raised", 2, target="other")])
+    desk.outbox.failed(chat(desk), ids(desk.outbox.claim(chat(desk))), "down", recoverable=True)
+    desk.clock.advance(86_401)
+    last = desk.outbox.claim(chat(desk))  # tried once more, however long nobody was there
+    assert desk.outbox.failed(chat(desk), ids(last), "still down", recoverable=True).dead == 1
+    assert desk.outbox.claim(chat(desk)) is None
+    desk.outbox.take([desk.signal("raised", 2, target="third")])
+    desk.clock.advance(8 * 86_400)
+    desk.outbox.prune()
+    went = {told.target: {c: (s, e) for c, s, _, e in told.deliveries}["chat"] for told in desk.outbox.history()}
+    assert went == {"shop": ("dead", "no such hook"), "other": ("dead", "given up: still down"),
+        "third": ("dead", "given up: ")}  # fmt: skip
+    assert "channel chat: 1 notice(s) were given up" in caplog.text
+
+
+def test_history_is_queried_and_kept_for_its_time(desk: Desk) -> None:
+    desk.say("raised", 2, target="shop-1")
+    desk.clock.advance(86_400)
+    desk.say("raised", 1, target="shop-2", kind="leak")
+    outbox = desk.outbox
+    assert [each.target for each in outbox.history()] == ["shop-2", "shop-1"]
+    assert [each.target for each in outbox.history(kind="leak")] == ["shop-2"]
+    assert [each.target for each in outbox.history(target="shop-*", most=1)] == ["shop-2"]
+    assert [each.target for each in outbox.history(since_unix_s=desk.clock.wall() - 1)] == ["shop-2"]
+    assert [each.target for each in outbox.history(key="high_usage:shop-1")] == ["shop-1"]
+    desk.clock.advance(29.5 * 86_400)
+    outbox.prune()
+    assert [each.target for each in outbox.history()] == ["shop-2"]
+
+
+def test_members_that_are_gone_without_a_word_are_in_nothing_any_more(desk: Desk) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    desk.say("raised", 2, member=member_with(child.pid))
+    desk.say("raised", 2, member=own_member())
+    desk.say("raised", 2, member="check cron", target="other")
+    assert desk.outbox.sweep() == 0
+    child.kill()
+    child.communicate()
+    assert desk.outbox.sweep() == 1
+    assert desk.whats("chat") == ["raised", "raised"]
+    desk.say("cleared", 0, member=own_member())
+    assert desk.whats("chat")[-1] == "recovered"
+    foreign = member_of(1, 5).replace(member_of(1, 5).partition(":")[0], "123")
+    desk.say("raised", 2, member=foreign, target="third")
+    assert desk.outbox.sweep() == 0
+    desk.clock.advance(3601)
+    assert desk.outbox.sweep() == 1
+
+
+@pytest.mark.parametrize(
+    ("member", "gone"),
+    [("", False), ("check shop", False), ("1:2", False), ("0:1:1", False), ("9:9:9:9", False), ("x:1:1", False)],
+)
+def test_what_is_no_process_is_never_gone(member: str, gone: bool) -> None:
+    assert is_gone(member) is gone
+    assert is_gone(own_member()) is False
+    assert is_foreign(own_member()) is False
+
+
+# --- caps ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(3600 if os.environ.get("MEMWARDEN_SOAK") else 120)
+def test_a_flood_is_capped_and_the_file_with_it(make_desk: Callable[..., Desk]) -> None:
+    """Signals of ever new states, no receiver: rows and bytes stay within their caps. A million under soak."""
+    count = 1_000_000 if os.environ.get("MEMWARDEN_SOAK") else 15_000
+    desk = make_desk(channels={"chat": {"kind": "slack"}})
+    sizes = []
+    for number in range(0, count, 100):
+        desk.clock.advance(1)
+        batch = [
+            desk.signal("seen", 1, kind="custom", target=f"t{number + each}", text="x" * 500) for each in range(100)
+        ]
+        desk.outbox.take(batch)
+        if number % (count // 5) == 0:
+            sizes.append(_resident())
+    with sqlite3.connect(os.path.join(desk.folder, FILE_NAME)) as db:
+        rows = {name: db.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in TABLES}
+    db.close()
+    assert rows["alert_states"] <= MOST_STATES + 100
+    assert rows["alert_events"] <= MOST_EVENTS + rooms.PRUNE_EVERY + rooms.MOST_PENDING
+    assert rows["alert_taken"] <= rooms.MOST_TAKEN + rooms.PRUNE_EVERY + 100
+    assert os.path.getsize(os.path.join(desk.folder, FILE_NAME)) < 64 << 20
+    assert sizes[-1] - sizes[1] < 8 << 20
+    print(f"{count} signals: {rows}, memory {[size >> 10 for size in sizes]} KiB")
+    waiting = [each for each in desk.outbox.channels() if each.name == "chat"]
+    assert waiting[0].pending <= rooms.MOST_PENDING + rooms.PRUNE_EVERY + 100
+
+
+TABLES = ("alert_states", "alert_events", "alert_deliveries", "alert_taken")
+
+
+def _resident() -> int:
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+def test_states_that_are_on_are_not_pushed_out_and_what_has_no_room_is_counted(desk: Desk) -> None:
+    desk.outbox.take([desk.signal("raised", 1, target=f"t{number}") for number in range(MOST_STATES + 5)])
+    assert (len(desk.outbox.incidents()), desk.outbox.dropped) == (MOST_STATES, 5)
+
+
+def test_long_texts_and_details_are_cut(desk: Desk) -> None:
+    desk.say("raised", 2, title="t" * 5000, text="x" * 50_000, details={"a": 1, "b": "y" * 10_000})
+    _, notice = desk.got["chat"][0]
+    assert (len(notice.title), len(notice.text), dict(notice.details)) == (200, 2000, {"a": 1})
+
+
+# --- a store that fails -------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_store_is_moved_aside_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / FILE_NAME
+    path.write_bytes(b"no database at all" * 1000)
+    found = Outbox(settings_of(), folder=str(tmp_path), clock=FakeClock())
+    (moved,) = found.moved
+    with open(moved, "rb") as file:
+        assert file.read(11) == b"no database"
+    assert (found.degraded, found.history()) == ("", [])
+    assert "it was moved to" in caplog.text
+    found.close()
+
+
+def test_one_that_is_damaged_while_it_is_open_is_too(desk: Desk) -> None:
+    desk.say("raised", 2)
+    desk.outbox.close()
+    path = os.path.join(desk.folder, FILE_NAME)
+    for end in ("-wal", "-shm"):
+        if os.path.exists(path + end):
+            os.unlink(path + end)
+    with closing(sqlite3.connect(path)) as db:
+        pages = [row[0] for row in db.execute("SELECT rootpage FROM sqlite_master WHERE tbl_name LIKE 'alert%'")]
+    with open(path, "r+b") as file:  # not those of the schema: it opens all the same
+        for page in filter(None, pages):
+            file.seek((page - 1) * 4096)
+            file.write(b"\xff" * 4096)
+    outbox = Outbox(desk.settings, folder=desk.folder, clock=desk.clock)
+    with pytest.raises(StoreError) as caught:
+        outbox.take([desk.signal("raised", 3)])
+    assert outbox.reopen(caught.value)
+    assert len(outbox.moved) == 1
+    assert outbox.take([desk.signal("raised", 3)]) == 2
+    outbox.close()
+
+
+def test_a_locked_store_is_an_error_and_goes_on_in_memory_and_comes_back(desk: Desk) -> None:
+    lock = sqlite3.connect(os.path.join(desk.folder, FILE_NAME), isolation_level=None)
+    desk.outbox._store._db.execute("PRAGMA busy_timeout = 10")
+    lock.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreError, match="locked") as caught:
+        desk.outbox.take([desk.signal("raised", 2)])
+    assert not desk.outbox.reopen(caught.value)
+    desk.outbox.into_memory()
+    assert "kept in memory" in desk.outbox.degraded
+    assert desk.outbox.take([desk.signal("raised", 2, id="in memory")]) == 2
+    lock.execute("ROLLBACK")
+    lock.close()
+    assert desk.outbox.recover()
+    assert not desk.outbox.recover()
+    desk.restart()
+    assert [each.key for each in desk.outbox.incidents()] == ["high_usage:shop"]
+    assert ids(desk.outbox.claim(chat(desk))) == ["in memory.0.chat"]
+    assert desk.outbox.take([desk.signal("raised", 2, id="in memory")]) == 0
+
+
+def test_a_full_disk_is_an_error_and_nothing_is_half_written(desk: Desk) -> None:
+    desk.say("raised", 2)
+    pages = desk.outbox._store._db.execute("PRAGMA page_count").fetchone()[0]
+    desk.outbox._store._db.execute(f"PRAGMA max_page_count = {pages}")
+    many = [desk.signal("raised", 2, target=f"t{number}", text="x" * 2000) for number in range(1000)]
+    with pytest.raises(StoreError, match="full"):
+        desk.outbox.take(many)
+    desk.outbox._store._db.execute("PRAGMA max_page_count = 1000000")
+    states = {each.key for each in desk.outbox.incidents()}
+    events = {each.key for each in desk.outbox.history(most=2000)}
+    assert states == events == {"high_usage:shop"}
+
+
+def test_a_store_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / FILE_NAME) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(StoreError, match="newer memwarden"):
+        Outbox(settings_of(), folder=str(tmp_path), clock=FakeClock())
+    assert [name for name in os.listdir(tmp_path) if "damaged" in name] == []
+
+
+def test_a_test_notice_is_queued_like_any_other(desk: Desk) -> None:
+    notice = Notice(
+        delivery_id="test-1", key="test:host", kind="test", what="test", level=Level.WARNING, title="t", text="x",
+        unix_s=1.0, target="host", host="host",
+    )  # fmt: skip
+    desk.outbox.test(notice, ["chat"])
+    desk.deliver()
+    assert [n.delivery_id for _, n in desk.got["chat"]] == ["test-1.chat"]
+
+
+def test_the_reasons_are_in_the_log_for_whoever_asks(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "memwarden.tell")
+    desk.say("raised", 2)
+    assert "high_usage:shop began: {'mail': 'new', 'chat': 'new', 'lead': 'tier'}" in caplog.text

@@ -1,0 +1,453 @@
+"""The teller with real threads, a real store and black boxes: nothing is lost, nobody waits for a dead receiver."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from memwarden.blackbox import BlackBox, find_boxes, read_posts
+from memwarden.clock import SystemClock
+from memwarden.errors import ConfigError, DeliveryError
+from memwarden.facts import Level
+from memwarden.store import FILE_NAME
+from memwarden.supervise.signals import pause
+from memwarden.tell.collectors import Collectors
+from memwarden.tell.members import own_member
+from memwarden.tell.outbox import Outbox
+from memwarden.tell.rules import Draft, of_death, of_job_split
+from memwarden.tell.sender import Teller, adopt, build_channels, complaints
+from memwarden.tell.settings import parse
+from memwarden.testing import RecordingChannel
+
+from .conftest import settings_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from memwarden.facts import Notice
+
+PATIENCE_S = 20.0
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    for _ in range(int(PATIENCE_S / 0.01)):
+        if condition():
+            return
+        pause(0.01)
+    raise AssertionError(f"never saw: {what}")
+
+
+def draft(what: str = "raised", level: int = 2, **more: Any) -> Draft:
+    values = {"kind": "high_usage", "title": "title", "text": "text", **more}
+    return Draft(what=what, level=Level(level), **values)
+
+
+class Hanging(RecordingChannel):
+    """Holds whoever sends until it is let go."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.let_go = threading.Event()
+        self.reached = threading.Event()
+
+    def send(self, notices: Sequence[Notice], *, timeout_s: float) -> None:
+        self.reached.set()
+        self.let_go.wait(PATIENCE_S)
+        super().send(notices, timeout_s=timeout_s)
+
+
+class Rig:
+    """Tellers in one folder, stopped at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+        self.run_folder = str(folder / "run")
+        self._made: list[Teller] = []
+
+    def box(self) -> BlackBox:
+        clock = SystemClock()
+        return BlackBox(
+            self.run_folder, pid=os.getpid(), unix_s=clock.wall(), monotonic_s=clock.monotonic(), posts=True
+        )
+
+    def teller(self, *channels: RecordingChannel, start: bool = True, **table: Any) -> Teller:
+        given: dict[str, Any] = {"channels": {each.name: each for each in channels}, "group_wait": "0s", **table}
+        settings = parse(given, "test: alerts")
+        assert settings is not None
+        found, made = build_channels(settings, {})
+        teller = Teller(found, made, target="shop", host="host", store_folder=self.folder, run_folder=self.run_folder)
+        teller.attach(self.box())
+        self._made.append(teller)
+        if start:
+            teller.start()
+        return teller
+
+    def close(self) -> None:
+        for teller in self._made:
+            teller.stop(patience_s=1.0)
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    made = Rig(tmp_path)
+    yield made
+    made.close()
+
+
+def test_what_is_told_arrives_and_its_end_too(rig: Rig) -> None:
+    ops = RecordingChannel("ops")
+    teller = rig.teller(ops)
+    teller.tell(draft())
+    ops.wait_for(1)
+    teller.tell(draft("cleared", 0))
+    raised, over = ops.wait_for(2)
+    assert (raised.what, over.what, raised.key, raised.target) == ("raised", "recovered", "high_usage:shop", "shop")
+    teller.stop()
+    assert (ops.warmed, ops.closed, teller.running) == (1, 1, False)
+
+
+def test_what_is_told_before_it_starts_and_at_its_very_end_arrives(rig: Rig) -> None:
+    ops = RecordingChannel("ops")
+    teller = rig.teller(ops, start=False, group_wait="10m")
+    for number in range(20):
+        teller.tell(
+            draft(target=f"t{number}", kind="custom") if number < 0 else draft(kind="custom", title=f"{number}")
+        )
+    teller.start()
+    teller.tell(draft("cleared", 0, kind="custom"))
+    teller.stop()
+    assert [notice.what for notice in ops.notices] == ["raised", "recovered"]
+
+
+def test_a_receiver_that_hangs_holds_up_nobody_else_nor_whoever_tells(rig: Rig) -> None:
+    dead, ops = Hanging("dead"), RecordingChannel("ops")
+    teller = rig.teller(dead, ops)
+    teller.tell(draft())
+    assert dead.reached.wait(PATIENCE_S)
+    for number in range(50):
+        teller.tell(draft("seen", 1, kind="custom", title=str(number)), target=f"t{number}")
+    assert len(ops.wait_for(51)) == 51
+    assert dead.notices == ()
+    dead.let_go.set()
+    assert len(dead.wait_for(51)) == 51
+
+
+def test_a_receiver_that_fails_is_tried_again_said_to_be_down_and_up_again(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "memwarden.tell")
+    bad, ops = RecordingChannel("bad"), RecordingChannel("ops")
+    bad.fail_with = DeliveryError("no answer", where="channel bad")
+    teller = rig.teller(bad, ops)
+    teller.tell(draft())
+    down = ops.wait_for(2)[1]  # after three tries, 0.5 to 3.5 s
+    assert (down.key, down.what, down.title) == ("custom:channel bad", "raised", "alert channel bad does not deliver")
+    bad.fail_with = None
+    assert bad.wait_for(1)[0].key == "high_usage:shop"
+    assert ops.wait_for(3)[2].what == "recovered"
+    assert [notice.key for notice in bad.notices if "channel" in notice.key] == []
+    assert "channel bad is down after 3 tries" in caplog.text
+    assert "channel bad delivers again" in caplog.text
+
+
+def test_a_channel_that_raises_anything_is_named_by_type_alone(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(RecordingChannel):
+        def send(self, notices: Sequence[Notice], *, timeout_s: float) -> None:
+            self.tries += 1
+            raise RuntimeError("password=hunter2")
+
+    caplog.set_level(logging.DEBUG, "memwarden")
+    broken = Broken("broken")
+    teller = rig.teller(broken)
+    teller.tell(draft())
+    until(lambda: broken.tries >= 2, "two tries")
+    teller.stop()
+    assert "the channel raised RuntimeError" in caplog.text
+    assert "hunter2" not in caplog.text
+    with open(os.path.join(rig.folder, FILE_NAME), "rb") as file:
+        assert b"hunter2" not in file.read()
+
+
+def test_of_a_batch_only_what_will_never_be_taken_is_dead(rig: Rig) -> None:
+    class Picky(RecordingChannel):
+        def send(self, notices: Sequence[Notice], *, timeout_s: float) -> None:
+            if any(notice.target == "t3" for notice in notices):
+                raise DeliveryError("too large", recoverable=False)
+            super().send(notices, timeout_s=timeout_s)
+
+    picky = Picky("picky")
+    teller = rig.teller(picky, start=False)
+    for number in range(6):
+        teller.tell(draft("seen", 1, kind="custom"), target=f"t{number}")
+    teller.start()
+    assert [notice.target for notice in picky.wait_for(5)] == ["t0", "t1", "t2", "t4", "t5"]
+    teller.stop()
+    outbox = Outbox(teller.settings, folder=rig.folder, clock=SystemClock())
+    assert [told.target for told in outbox.history() if told.deliveries[0][1] == "dead"] == ["t3"]
+    outbox.close()
+
+
+def test_more_than_the_slots_hold_waits_in_memory_and_more_than_that_is_counted(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    ops = RecordingChannel("ops")
+    teller = rig.teller(ops, start=False)
+    for number in range(400):
+        teller.tell(draft("raised" if number == 20 else "seen", 1, kind="custom"), target=f"t{number}")
+    assert teller.lost == 400 - 256 - 14
+    teller.tell(draft("raised", 3))  # the reserved slots are for this one
+    box = teller._box
+    assert box is not None
+    assert box.is_urgent()
+    teller.start()
+    notices = ops.wait_for(256 + 14 + 1)
+    assert len(notices) == 271
+    assert "t20" in {notice.target for notice in notices}  # a state is not dropped for what happens once
+    assert "130 alert(s) were dropped: more came than can be kept" in caplog.text
+
+
+# --- a store that fails -------------------------------------------------------------------------------------------
+
+
+def test_alerts_go_on_from_memory_while_the_store_is_locked(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    ops = RecordingChannel("ops")
+    teller = rig.teller(ops)
+    teller.tell(draft("seen", 1, kind="custom"))
+    ops.wait_for(1)
+    lock = sqlite3.connect(os.path.join(rig.folder, FILE_NAME), isolation_level=None)
+    assert teller.outbox is not None
+    teller.outbox._store._db.execute("PRAGMA busy_timeout = 20")
+    lock.execute("BEGIN IMMEDIATE")
+    teller.tell(draft())
+    ops.wait_for(2)
+    assert "kept in memory only until the store can be written again" in caplog.text
+    lock.execute("ROLLBACK")
+    lock.close()
+    teller._due["recover"] = 0.0
+    teller.tell(draft("cleared", 0))
+    ops.wait_for(3)
+    outbox = teller.outbox
+    until(lambda: not outbox.degraded, "the store again")
+    teller.stop()
+    again = Outbox(teller.settings, folder=rig.folder, clock=SystemClock())
+    assert [told.what for told in again.history(key="high_usage:shop")] == ["recovered", "raised"]
+    again.close()
+
+
+def test_a_store_that_breaks_is_moved_aside_said_and_what_lasts_is_said_again(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    ops = RecordingChannel("ops")
+    first = rig.teller(ops)
+    first.tell(draft())
+    ops.wait_for(1)
+    first.stop()
+    path = os.path.join(rig.folder, FILE_NAME)
+    with open(path, "wb") as file:
+        file.write(b"garbage" * 5000)
+    second = RecordingChannel("ops")
+    teller = rig.teller(second)
+    said = second.wait_for(1)[0]
+    assert (said.kind, said.title) == ("custom", "the store of alerts was damaged")
+    assert [name for name in os.listdir(rig.folder) if "damaged" in name] != []
+    teller.tell(draft())
+    assert second.wait_for(2)[1].key == "high_usage:shop"
+
+
+def test_a_store_of_a_newer_version_is_left_alone_and_alerts_go_on(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    with sqlite3.connect(os.path.join(rig.folder, FILE_NAME)) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    ops = RecordingChannel("ops")
+    rig.teller(ops).tell(draft())
+    assert len(ops.wait_for(1)) == 1
+    assert "newer memwarden" in caplog.text
+
+
+# --- those who died -----------------------------------------------------------------------------------------------
+
+DIES = """
+import os, sys
+from memwarden.blackbox import BlackBox
+from memwarden.clock import SystemClock
+from memwarden.facts import Level
+from memwarden.tell.rules import Draft
+from memwarden.tell.sender import Teller
+from tests.tell.conftest import settings_of
+
+clock = SystemClock()
+box = BlackBox(sys.argv[1], pid=os.getpid(), unix_s=clock.wall(), monotonic_s=clock.monotonic(), posts=True)
+teller = Teller(settings_of(), (), target="shop", host="host")
+teller.attach(box)
+print(teller.tell(Draft(kind="high_usage", what="raised", level=Level.EMERGENCY, title="t", text="x")), flush=True)
+os.kill(os.getpid(), 9)
+"""
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def die(run_folder: str) -> str:
+    """A process that leaves an EMERGENCY in its box and is killed; the signal's id."""
+    environ = {**os.environ, "PYTHONPATH": "src:."}
+    done = subprocess.run(
+        [sys.executable, "-c", DIES, run_folder], capture_output=True, text=True, cwd=ROOT, env=environ
+    )
+    assert done.returncode == -9, done.stderr
+    return done.stdout.strip()
+
+
+def test_whoever_comes_next_delivers_what_a_killed_one_left_once_and_says_that_it_is_over(rig: Rig) -> None:
+    name = die(rig.run_folder)
+    ops, other = RecordingChannel("ops"), RecordingChannel("ops")
+    rig.teller(ops)
+    rig.teller(other)
+    until(lambda: len(ops.notices + other.notices) >= 2, "raised and recovered")
+    raised, over = sorted(ops.notices + other.notices, key=lambda notice: notice.what)
+    assert (raised.delivery_id, raised.what, over.what) == (f"{name}.0.ops", "raised", "recovered")
+    assert "is gone" in over.text
+    assert [read_posts(path) for path in find_boxes(rig.run_folder)] == [(), (), ()]
+    third = RecordingChannel("ops")
+    rig.teller(third).once(within_s=1.0)
+    assert third.notices == ()
+
+
+def test_the_service_takes_from_the_living_too_and_each_signal_counts_once(rig: Rig) -> None:
+    living = rig.teller(RecordingChannel("ops"), start=False, deliver="service")
+    living.start()
+    assert living.running
+    living.tell(draft("raised", 3))
+    outbox = Outbox(living.settings, folder=rig.folder, clock=SystemClock())
+    now = SystemClock().wall()
+    assert adopt(outbox, rig.run_folder, own=None, now_unix_s=now) == 0  # it lives, and may deliver by itself
+    assert adopt(outbox, rig.run_folder, own=None, now_unix_s=now, living=True) == 1
+    assert adopt(outbox, rig.run_folder, own=None, now_unix_s=now, living=True) == 0
+    for number in range(20):
+        living.tell(draft("seen", 1, kind="custom"), target=f"t{number}")
+    for _ in range(4):
+        adopt(outbox, rig.run_folder, own=None, now_unix_s=now, living=True)
+        living.tick()
+    assert len(outbox.history()) == 21
+    outbox.close()
+
+
+def test_one_that_nobody_took_for_long_is_anybodys(rig: Rig) -> None:
+    living = rig.teller(RecordingChannel("ops"), start=False)
+    living.tell(draft("raised", 3))
+    outbox = Outbox(living.settings, folder=rig.folder, clock=SystemClock())
+    later = SystemClock().wall() + 61
+    assert adopt(outbox, rig.run_folder, own=None, now_unix_s=later) == 1
+    outbox.close()
+
+
+def test_foreign_text_in_a_box_is_taken_away_and_believed_in_nothing(rig: Rig) -> None:
+    box = rig.box()
+    for text in ("nonsense", "{}", '{"id": 1}', "[]", "\x00\x01"):
+        assert box.post(SystemClock().wall(), 0.0, text)
+    outbox = Outbox(settings_of(), folder=rig.folder, clock=SystemClock())
+    assert adopt(outbox, rig.run_folder, own=None, now_unix_s=0.0) == 0
+    assert box.posts() == ()
+    assert adopt(outbox, "/nowhere/at/all", own=None, now_unix_s=0.0) == 0
+    outbox.close()
+
+
+# --- details ------------------------------------------------------------------------------------------------------
+
+
+def test_collectors_say_their_figures_within_their_time_and_never_for_an_emergency(rig: Rig) -> None:
+    ops, hang = RecordingChannel("ops"), threading.Event()
+    teller = rig.teller(ops, start=False, collectors={"cpu": True, "disk": "/", "connections": True, "timeout": "5s"})
+    asked: list[int] = []
+
+    def queue() -> int:
+        asked.append(1)
+        return 7
+
+    teller.collectors.add("queue", queue)
+    teller.collectors.add("slow", lambda: hang.wait(PATIENCE_S), limit_s=0.05)
+    teller.collectors.add("broken", lambda: 1 / 0)
+    teller.collectors.add("odd", lambda: {"a": float("inf"), "b": object})
+    teller.start()
+    teller.tell(draft("raised", 3))
+    (emergency,) = ops.wait_for(1)
+    assert (asked, "cpu" in emergency.details) == ([], False)
+    teller.tell(draft("raised", 2, kind="leak"))
+    found = ops.wait_for(2)[1].details
+    assert (found["queue"], found["broken"]) == (7, "failed: ZeroDivisionError")
+    assert found["slow"] in ("not done within 0.05 s", "not done within 0.05 s")
+    assert set(found["cpu"]) == {"load_1min", "processors"}
+    assert found["disk"]["path"] == "/"
+    assert isinstance(found["connections"], int)
+    assert found["odd"]["a"] == "inf"
+    hang.set()
+
+
+def test_one_that_hangs_is_asked_no_more_until_it_is_done() -> None:
+    hang, asked = threading.Event(), []
+    collectors = Collectors()
+
+    def slow() -> None:
+        asked.append(1)
+        hang.wait(PATIENCE_S)
+
+    collectors.add("slow", slow, limit_s=0.01)
+    collectors.collect(0.0)
+    assert (collectors.collect(100.0), len(asked)) == ({"slow": "still not done from the last time"}, 1)
+    hang.set()
+    until(lambda: not collectors._busy, "it is done")
+    collectors.collect(200.0)
+    assert len(asked) == 2
+    collectors.remove("slow")
+    assert collectors.collect(300.0) == {}
+
+
+def test_nobody_is_waited_for_when_there_is_hurry() -> None:
+    hang, looks = threading.Event(), []
+
+    def hurry() -> bool:
+        looks.append(1)
+        return True
+
+    collectors = Collectors()
+    collectors.add("slow", lambda: hang.wait(PATIENCE_S), limit_s=PATIENCE_S)
+    found = collectors.collect(0.0, hurry=hurry)
+    assert (found, len(looks)) == ({"slow": f"not done within {PATIENCE_S:g} s"}, 1)
+    hang.set()
+
+
+def test_the_runbook_stands_in_every_notice_and_muted_types_in_none(rig: Rig) -> None:
+    ops = RecordingChannel("ops")
+    teller = rig.teller(ops, runbook="https://wiki.example/memory", mute=["spike"])
+    teller.tell(draft("seen", 1, kind="spike"))
+    teller.tell(of_job_split("import", 8, "512 MiB do not fit"))
+    teller.tell(of_death(
+        command="app", pid=1, certain=False, peak_bytes=1, limit_bytes=2, limit_source="x", in_flight=["a"]
+    ))  # fmt: skip
+    kinds = {notice.kind: notice for notice in ops.wait_for(2)}
+    assert set(kinds) == {"job_split", "oom_kill"}
+    assert all(notice.details["runbook"] == "https://wiki.example/memory" for notice in kinds.values())
+    assert "probably killed it for memory" in kinds["oom_kill"].text
+
+
+# --- settings of channels -----------------------------------------------------------------------------------------
+
+
+def test_a_channel_that_is_wrong_stops_nobody_and_says_so(rig: Rig) -> None:
+    settings = parse(
+        {"channels": {"hook": {"kind": "webhook", "url": "no address"}, "ops": RecordingChannel("ops")}}, "x: alerts"
+    )
+    assert settings is not None
+    found, channels = build_channels(settings, {})
+    assert [channel.name for channel in channels] == ["hook", "ops"]
+    (line,) = complaints(channels)
+    assert line.startswith("x: alerts.channels.hook.url: ")
+    with pytest.raises(ConfigError, match="calls itself 'b'"):
+        build_channels(settings.replace(channels={"ops": RecordingChannel("b")}), {})
+    assert found.policy.channels["ops"].throttle_s == 300
+    assert own_member() != ""
