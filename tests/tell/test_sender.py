@@ -14,7 +14,7 @@ import pytest
 
 from memwarden.blackbox import BlackBox, find_boxes, read_posts
 from memwarden.clock import SystemClock
-from memwarden.errors import ConfigError, DeliveryError
+from memwarden.errors import ConfigError, DeliveryError, StoreError
 from memwarden.facts import Level
 from memwarden.store import FILE_NAME
 from memwarden.supervise.signals import pause
@@ -451,3 +451,30 @@ def test_a_channel_that_is_wrong_stops_nobody_and_says_so(rig: Rig) -> None:
         build_channels(settings.replace(channels={"ops": RecordingChannel("b")}), {})
     assert found.policy.channels["ops"].throttle_s == 300
     assert own_member() != ""
+
+
+def test_a_teller_stopped_while_a_receiver_hangs_ends_by_itself_later_and_closes_its_store(rig: Rig) -> None:
+    ops = Hanging("ops")
+    teller = rig.teller(ops)
+    teller.tell(draft())
+    assert ops.reached.wait(PATIENCE_S)
+    outbox = teller.outbox
+    assert outbox is not None
+    teller.stop(patience_s=0.0)
+    assert outbox.history()  # still there for the courier, which has to mark what it sends
+    ops.let_go.set()
+    until(lambda: teller.outbox is None, "the end of its thread")
+    assert len(ops.notices) == 1
+    with pytest.raises(StoreError, match="closed"):
+        outbox.history()
+
+
+def test_a_teller_stopped_before_it_has_opened_its_store_leaves_no_thread(rig: Rig) -> None:
+    ops = RecordingChannel("ops")
+    teller = rig.teller(ops)
+    teller.stop(patience_s=0.0)
+    mine = [each for each in threading.enumerate() if each.name.startswith("memwarden-tell")]
+    for thread in mine:
+        thread.join(PATIENCE_S)
+    assert not any(thread.is_alive() for thread in mine)
+    assert teller.outbox is None

@@ -85,7 +85,7 @@ class Teller:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._workers: list[_Worker] = []
-        self._ending = False
+        self._ending = threading.Event()
         self._outbox: Outbox | None = None
         self._store_failures = 0
         self._due: dict[str, float] = {}
@@ -194,9 +194,9 @@ class Teller:
         """Start the threads, which open the store themselves. A second start is a no-op. Raises RuntimeError."""
         if self.running:
             return
-        self._ending = False
+        self._ending = threading.Event()  # of this start: a thread that outlives its stop stays stopped
         self._due["assert"] = self._waits.monotonic() + ASSERT_S
-        thread = threading.Thread(target=self._run, name="memwarden-tell", daemon=True)
+        thread = threading.Thread(target=self._run, args=(self._ending,), name="memwarden-tell", daemon=True)
         thread.start()
         self._thread = thread
 
@@ -206,16 +206,13 @@ class Teller:
             self.settings, folder=self._store_folder, environ=self._environ, clock=self._clock, memory=memory
         )  # fmt: skip
 
-    def _open(self) -> None:
+    def _open(self) -> Outbox:
         """Alerts go on from memory where the store must not be used, which is said."""
         try:
-            self._outbox = self.open_outbox()
+            return self.open_outbox()
         except StoreError as error:
             self._log.error("alerts are kept in memory only: %s", error)
-            self._outbox = self.open_outbox(memory=str(error))
-        self._workers = [_Worker(self, courier, self._waits) for courier in self.couriers(self._outbox)]
-        for worker in self._workers:
-            worker.start()
+            return self.open_outbox(memory=str(error))
 
     def couriers(self, outbox: Outbox) -> list[Courier]:
         """One for each channel that is in use."""
@@ -231,18 +228,10 @@ class Teller:
         thread, self._thread = self._thread, None
         if thread is None:
             return
-        self._ending = True
+        self._ending.set()
         self._wake.set()
         if thread is not threading.current_thread():
             thread.join(timeout=patience_s)
-        end_s = self._waits.monotonic() + patience_s
-        for worker in self._workers:
-            worker.end()
-        for worker in self._workers:
-            worker.join(max(0.0, end_s - self._waits.monotonic()))
-        if not thread.is_alive() and not any(worker.alive for worker in self._workers) and self._outbox is not None:
-            self._outbox.close()
-        self._outbox = None
 
     def once(self, *, within_s: float) -> list[Told]:
         """Without threads of its own: take in what there is, also of the dead, deliver for at most so long, and close.
@@ -266,17 +255,28 @@ class Teller:
             self._outbox = None
             outbox.close()
 
-    def _run(self) -> None:
+    def _run(self, ending: threading.Event) -> None:
         try:
-            self._open()
+            outbox = self._open()
         except Exception:  # noqa: BLE001  slots keep what is told for whoever comes next
             self._log.exception("alerts are not delivered from here")
             return
-        while not self._ending:
+        workers = [_Worker(self, courier, self._waits) for courier in self.couriers(outbox)]
+        self._outbox, self._workers = outbox, workers
+        for worker in workers:
+            worker.start()
+        while not ending.is_set():
             wait_s = self._round_or_log()
-            if not self._ending and self._waits.wait(self._wake, wait_s):
+            if not ending.is_set() and self._waits.wait(self._wake, wait_s):
                 self._wake.clear()
         self._round_or_log()
+        for worker in workers:
+            worker.end()
+        for worker in workers:
+            worker.join()  # at most a time-out of its channel; whoever stopped us does not wait for so long
+        outbox.close()
+        if self._outbox is outbox:
+            self._outbox, self._workers = None, []
 
     def _round_or_log(self) -> float:
         try:
@@ -449,10 +449,6 @@ class _Worker:
         self._log = logging.getLogger("memwarden.tell")
         self._thread = threading.Thread(target=self._run, name=f"memwarden-tell-{courier.name}", daemon=True)
 
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
-
     def start(self) -> None:
         self._thread.start()
 
@@ -465,9 +461,8 @@ class _Worker:
         self._ending = True
         self._wake.set()
 
-    def join(self, seconds: float) -> None:
-        if self._thread.ident is not None and self._thread is not threading.current_thread():
-            self._thread.join(seconds)
+    def join(self) -> None:
+        self._thread.join()
 
     def _run(self) -> None:
         wrong = self._courier.warm_up()
