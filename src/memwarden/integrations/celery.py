@@ -33,9 +33,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from memwarden.errors import ConfigError, JobError, MemoryPressureError, MissingExtraError, StoreError
 from memwarden.flow.forks import renew_in_child
 from memwarden.jobs import perform
-from memwarden.jobs import submit as submit_job
 from memwarden.jobs.guard import FASTEST_BYTES_PER_S, LONGEST_S, SHORTEST_S, Guard
-from memwarden.jobs.ledger import RESEND_S, Ledger
+from memwarden.jobs.ledger import RESEND_S
 from memwarden.jobs.port import Abilities, QueueCount
 from memwarden.jobs.run import Stopped
 from memwarden.sense import Machine
@@ -55,14 +54,14 @@ try:
 except ImportError as error:
     raise MissingExtraError("memory-aware jobs on Celery", "celery") from error
 
-from memwarden.integrations.keeper import SWEEP_S, Gate, Keeper, gate_for, open_store
+from memwarden.integrations.keeper import SWEEP_S, Gate, Keeper, gate_for
+from memwarden.integrations.submitting import Submitting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from memwarden.jobs.definition import Job
+    from memwarden.jobs.ledger import Ledger
     from memwarden.ports import Watch
-    from memwarden.store import Store
 
 __all__ = ["Jobs", "MemoryPool", "MemoryTask", "check", "memory_aware", "memory_of"]
 
@@ -261,15 +260,13 @@ class _ConsumerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ha
     terminate = stop
 
 
-class Jobs:
+class Jobs(Submitting):
     """Memory-aware jobs on this app. Makes it the pool, the task and the steps; give `app` to all who share a ledger.
 
-    `folder` holds the ledger (MEMWARDEN_DIR where not given); or give a `ledger` of your own, for workers of several
-    machines. `memory_per_child` ("400M") has a child replaced, after its task, when it holds more than that then (not
-    when it once did); it is for all tasks. `pressure` is a Warden or anything with its `check()`: at CRITICAL the
-    worker takes no more messages until NORMAL, for a minute at most; None is a Warden for this machine or container,
-    False switches it off. A message that was sent and not taken for `resend_s` is sent again: the broker lost it, or
-    is that far behind, and then the second one is dropped.
+    `folder`, `ledger` and `resend_s` are as Submitting says. `memory_per_child` ("400M") has a child replaced, after
+    its task, when it holds more than that then (not when it once did); it is for all tasks. `pressure` is a Warden or
+    anything with its `check()`: at CRITICAL the worker takes no more messages until NORMAL, for a minute at most; None
+    is a Warden for this machine or container, False switches it off.
     """
 
     name = "celery"
@@ -285,13 +282,12 @@ class Jobs:
         sweep_s: float = SWEEP_S,
         resend_s: float = RESEND_S,
     ) -> None:
+        super().__init__(folder=folder, ledger=ledger, resend_s=resend_s)
         self.app = app
-        self._resend_s = resend_s
-        self._folder, self._ledger, self._sweep_s = folder, ledger, sweep_s
+        self._sweep_s = sweep_s
         self._pressure = pressure
         self._keeper: Keeper | None = None
         self._gate: Gate | None = None
-        self._store: Store | None = None
         self.after_fork()
         renew_in_child(self)
         if memory_per_child is not None:
@@ -311,35 +307,15 @@ class Jobs:
         )  # fmt: skip
 
     @property
-    def ledger(self) -> Ledger:
-        """Where everything is written. Raises StoreError where it would not survive this process."""
-        if self._ledger is None:
-            self._store = open_store(self._folder)
-            self._ledger = Ledger(self._store, resend_s=self._resend_s)
-        return self._ledger
+    def default_queue(self) -> str:
+        """The app's."""
+        return str(self.app.conf.task_default_queue)
 
     def close(self) -> None:
         """Close what was opened: the connection to the broker, and the store where this opened it."""
         with self._lock:
             self._disconnect()
-        if self._store is not None:
-            self._store.close()
-            self._store = self._ledger = None
-
-    # --- for those who submit ------------------------------------------------------------------------------------
-
-    def submit(
-        self, job: Job, /, *args: Any, queue: str | None = None, priority: int = 0, delay_s: float = 0.0,
-        unique: str | None = None, **kwargs: Any,
-    ) -> str:  # fmt: skip
-        """Write the job down and send its first message; its id, for `ledger.status`, `.result`, `.cancel`, `.wait`.
-
-        What the job itself calls queue, priority, delay_s or unique goes through `jobs.submit`. Raises JobError.
-        """
-        return submit_job(
-            job, job.arguments(args, kwargs), engine=self, ledger=self.ledger,
-            queue=queue or self.app.conf.task_default_queue, priority=priority, delay_s=delay_s, unique=unique,
-        )  # fmt: skip
+        super().close()
 
     # --- the engine ----------------------------------------------------------------------------------------------
 
@@ -514,7 +490,7 @@ class Jobs:
 
     def begin(self, worker: Any) -> None:
         """A worker has started its pool."""
-        self._keeper = Keeper(self, self.ledger, folder=self._folder, sweep_s=self._sweep_s)
+        self._keeper = Keeper(self, self.ledger, folder=self.folder, sweep_s=self._sweep_s)
         pool = worker.pool._pool  # noqa: SLF001  Celery gives no other way to the processes
         pool.on_gone = self._gone
         self._children_kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss

@@ -22,8 +22,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from memwarden.errors import ConfigError, JobError, MissingExtraError
-from memwarden.jobs import submit as submit_job
-from memwarden.jobs.ledger import RESEND_S, Ledger
+from memwarden.jobs.ledger import RESEND_S
 from memwarden.jobs.port import Abilities, QueueCount
 
 try:
@@ -33,17 +32,17 @@ except ImportError as error:
     raise MissingExtraError("memory-aware jobs on Dramatiq", "dramatiq") from error
 
 from memwarden.integrations.forge import Forge
-from memwarden.integrations.keeper import SWEEP_S, Gate, Keeper, gate_for, open_store
+from memwarden.integrations.keeper import SWEEP_S, Gate, Keeper, gate_for
+from memwarden.integrations.submitting import Submitting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dramatiq import Broker
 
-    from memwarden.jobs.definition import Job
+    from memwarden.jobs.ledger import Ledger
     from memwarden.jobs.port import Engine
     from memwarden.ports import Watch
-    from memwarden.store import Store
 
 __all__ = ["Jobs"]
 
@@ -51,11 +50,11 @@ _log = logging.getLogger("memwarden.jobs")
 ACTOR = "memwarden.part"
 
 
-class Jobs(Middleware):
+class Jobs(Submitting, Middleware):
     """Memory-aware jobs on this broker: the engine, its middleware and its actor.
 
-    Workers take from `queues`; `folder`, `ledger`, `pressure` and `resend_s` are as for Celery's. Raises ConfigError
-    where messages are not JSON.
+    Workers take from `queues`; `pressure` is as for Celery's, the rest as Submitting says; the broker is its owner's.
+    Raises ConfigError where messages are not JSON.
     """
 
     name = "dramatiq"
@@ -71,10 +70,9 @@ class Jobs(Middleware):
                 f"is {type(get_encoder()).__name__}, and messages of memory-aware jobs are JSON",
                 where="dramatiq.set_encoder", mend="leave Dramatiq's own",
             )  # fmt: skip
+        super().__init__(folder=folder, ledger=ledger, resend_s=resend_s)
         self.broker = broker
-        self._folder, self._ledger, self._resend_s = folder, ledger, resend_s
         self._pressure, self._sweep_s = pressure, sweep_s
-        self._store: Store | None = None
         self._forge: Forge | None = None
         first = type(broker.middleware[0]) if broker.middleware else None
         broker.add_middleware(self, before=first)  # others start threads where this forks
@@ -87,30 +85,6 @@ class Jobs(Middleware):
         # No tries of Dramatiq's own: the ledger has them. A part's time has no limit here.
         options: dict[str, Any] = {"max_retries": 0, "time_limit": float("inf")}
         self.actor = actor(actor_name=ACTOR, queue_name=queues[0], broker=broker, **options)(part)
-
-    @property
-    def ledger(self) -> Ledger:
-        """Where everything is written. Raises StoreError where it would not survive this process."""
-        if self._ledger is None:
-            self._store = open_store(self._folder)
-            self._ledger = Ledger(self._store, resend_s=self._resend_s)
-        return self._ledger
-
-    def close(self) -> None:
-        """Close the store, where this opened it. The broker is its owner's."""
-        if self._store is not None:
-            self._store.close()
-            self._store = self._ledger = None
-
-    def submit(
-        self, job: Job, /, *args: Any, queue: str = "default", priority: int = 0, delay_s: float = 0.0,
-        unique: str | None = None, **kwargs: Any,
-    ) -> str:  # fmt: skip
-        """Write the job down and send its first message; its id. Raises JobError."""
-        return submit_job(
-            job, job.arguments(args, kwargs), engine=self, ledger=self.ledger, queue=queue, priority=priority,
-            delay_s=delay_s, unique=unique,
-        )  # fmt: skip
 
     def send(self, text: str, *, queue: str, delay_s: float = 0.0, priority: int = 0, message_id: str = "") -> None:
         """One message to the actor `memwarden.part`. Raises JobError."""
@@ -181,7 +155,7 @@ class Jobs(Middleware):
 
     def _keep(self, engine: Engine) -> tuple[Keeper, Gate | None]:
         """In the forge."""
-        keeper = Keeper(engine, self.ledger, folder=self._folder, sweep_s=self._sweep_s)
+        keeper = Keeper(engine, self.ledger, folder=self.folder, sweep_s=self._sweep_s)
         gate = gate_for(self._pressure)
         _log.info(
             "what dies comes back: %s; a message that was taken and not begun: %g s", keeper.recovery,

@@ -25,8 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from memwarden.errors import ConfigError, JobError, MissingExtraError, StoreError
 from memwarden.jobs import perform
-from memwarden.jobs import submit as submit_job
-from memwarden.jobs.ledger import RESEND_S, Ledger
+from memwarden.jobs.ledger import RESEND_S
 from memwarden.jobs.port import Abilities, QueueCount
 
 try:
@@ -37,12 +36,12 @@ try:
 except ImportError as error:
     raise MissingExtraError("memory-aware jobs on RQ", "rq") from error
 
-from memwarden.integrations.keeper import SWEEP_S, Gate, Keeper, gate_for, open_store
+from memwarden.integrations.keeper import SWEEP_S, Gate, Keeper, gate_for
+from memwarden.integrations.submitting import Submitting
 
 if TYPE_CHECKING:
-    from memwarden.jobs.definition import Job
+    from memwarden.jobs.ledger import Ledger
     from memwarden.ports import Watch
-    from memwarden.store import Store
 
 __all__ = ["Jobs", "MemoryWorker", "part"]
 
@@ -52,8 +51,8 @@ FUNCTION = f"{__name__}.part"
 REFUSED_S = 86400
 
 
-class Jobs:
-    """Memory-aware jobs over this Redis connection; `folder`, `ledger` and `resend_s` are as for Celery's."""
+class Jobs(Submitting):
+    """Memory-aware jobs over this Redis connection, which is its owner's; the rest is as Submitting says."""
 
     name = "rq"
     can = Abilities(fresh=True, counts=True)
@@ -61,34 +60,8 @@ class Jobs:
     def __init__(
         self, connection: Any, *, folder: str | None = None, ledger: Ledger | None = None, resend_s: float = RESEND_S
     ) -> None:
+        super().__init__(folder=folder, ledger=ledger, resend_s=resend_s)
         self.connection = connection
-        self.folder = folder
-        self._ledger, self._resend_s = ledger, resend_s
-        self._store: Store | None = None
-
-    @property
-    def ledger(self) -> Ledger:
-        """Where everything is written. Raises StoreError where it would not survive this process."""
-        if self._ledger is None:
-            self._store = open_store(self.folder)
-            self._ledger = Ledger(self._store, resend_s=self._resend_s)
-        return self._ledger
-
-    def close(self) -> None:
-        """Close the store, where this opened it. The connection is its owner's."""
-        if self._store is not None:
-            self._store.close()
-            self._store = self._ledger = None
-
-    def submit(
-        self, job: Job, /, *args: Any, queue: str = "default", priority: int = 0, delay_s: float = 0.0,
-        unique: str | None = None, **kwargs: Any,
-    ) -> str:  # fmt: skip
-        """Write the job down and send its first message; its id. Raises JobError."""
-        return submit_job(
-            job, job.arguments(args, kwargs), engine=self, ledger=self.ledger, queue=queue, priority=priority,
-            delay_s=delay_s, unique=unique,
-        )  # fmt: skip
 
     def send(self, text: str, *, queue: str, delay_s: float = 0.0, priority: int = 0, message_id: str = "") -> None:
         """One RQ job without a time-out, of which nothing stays when it has run. Raises JobError."""
