@@ -6,6 +6,7 @@ import importlib
 import os
 import platform
 import sys
+import traceback
 
 from benchmarks import HEADING, NAMES
 
@@ -20,19 +21,24 @@ def machine() -> str:
 
 
 def main(names: list[str]) -> int:
-    """Print the figures of each; 2 for a name that is none."""
+    """Print the figures of each; 2 for a name that is none, 1 where one could not be measured to its end."""
     wrong = [name for name in names if name not in NAMES]
     if wrong:
         print(f"no benchmark named {wrong[0]!r}; there are: {', '.join(NAMES)}", file=sys.stderr)
         return 2
     print(machine())
+    failed = 0
     for name in names or NAMES:
         module = importlib.import_module(f"benchmarks.{name}")
         about = (module.__doc__ or "").partition("\n")[0]
         print(f"\n{name}: {about}\n{HEADING}", flush=True)
-        for figure in module.main():
-            print(figure.row(), flush=True)
-    return 0
+        try:
+            for figure in module.main():
+                print(figure.row(), flush=True)
+        except Exception:  # whatever is wrong with one, the others are measured
+            traceback.print_exc()
+            failed = 1
+    return failed
 
 
 if __name__ == "__main__":
