@@ -43,8 +43,8 @@ class Season:
     def process(
         self, argv: str, hours: tuple[float, float], size: Callable[[float], float], *, limit_mib: int | None = 512,
         verdict: str | None = "clean", kind: str = "inside", leak: LeakState | None = None, box: bool = True,
-        history: bool = True, step_s: float = 60.0, peak_mib: float | None = None, level: Callable[[float], int] | None = None,
-        source: str = "memory.max of /app",
+        history: bool = True, step_s: float = 60.0, peak_mib: float | None = None,
+        level: Callable[[float], int] | None = None, source: str = "memory.max of /app",
     ) -> int:  # fmt: skip
         """One life, `hours` before the end of the season; `size(hour)` is in MiB. Its pid."""
         self._pid += 1
@@ -73,8 +73,8 @@ class Season:
             assert made.path is not None, made.reason
             name = os.path.basename(made.path)
             made.place(limit, source, cgroup=None, oom_kills=None)
-            for number, tick_s, rss, used, top, grade in ticks[-2000:]:
-                made.tick(tick_s, float(number), rss, used, top, grade)
+            for number, tick_s, rss, held, top, grade in ticks[-2000:]:
+                made.tick(tick_s, float(number), rss, held, top, grade)
             if leak is not None:
                 made.put_leak(leak)
             if verdict is not None:

@@ -16,6 +16,7 @@ from memwarden.facts import Fact, Level
 from memwarden.judge import History as Samples
 from memwarden.judge.advise import fitting_limit
 from memwarden.judge.history import BUCKETS
+from memwarden.store import FILE_NAME as STORE_NAME
 from memwarden.store import Store
 from memwarden.supervise.autopsy import deaths, is_alive
 from memwarden.supervise.service.fold import TIERS
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 MOST_PROGRAMS, MOST_DRAWN = 50, 12
 # Points of a curve: two to a tenth of an inch of paper.
 POINTS = 160
+# Beyond so long a span figures are of hours: a month of a machine's minutes is a million rows.
+MOST_MINUTES_S = 2 * 86_400.0
 # Events that are read, each up to 7 KiB: a month of one every twenty minutes.
 MOST_EVENTS = 2_000
 MOST_FAILED = 5
@@ -94,7 +97,7 @@ class Leak(Fact):
 class Program(Fact):
     """All lives of one command line within the span. Sizes are of what counts against the limit; None is not known.
 
-    `warning_s` and `critical_s` are the time in whose minutes (or hours, see `Report.step_s`) that level was reached.
+    `warning_s` and `critical_s` are the time in whose minutes (or hours, see `Report.fine_s`) that level was reached.
     `judged` says whether a Warden in the process looked for leaks. `kept` is whether the history has figures of it.
     """
 
@@ -155,13 +158,17 @@ class Alert(Fact):
 
 
 class Report(Fact):
-    """All of it. `missing` has a sentence for each of history, boxes, alerts and jobs that could not be asked."""
+    """All of it. `missing` has a sentence for each of history, boxes, alerts and jobs that could not be asked.
+
+    Figures are of buckets of `step_s`, the time at a level of buckets of `fine_s`.
+    """
 
     span: Span
     folder: str
     host: str
     missing: Mapping[str, str]
     step_s: int = 60
+    fine_s: int = 60
     history_from_s: float | None = None
     newest_s: float | None = None
     programs: tuple[Program, ...] = ()
@@ -242,7 +249,7 @@ def _read_boxes(folder: str, missing: dict[str, str]) -> list[Box]:
     if wrong:
         missing["boxes"] = f"{len(wrong)} of {len(paths)} cannot be read, the first: {wrong[0]}"
     elif not paths:
-        missing["boxes"] = f"{folder}: there are none"
+        missing["boxes"] = "there are no black boxes"
     return found
 
 
@@ -503,34 +510,35 @@ def _restarts(ones: Sequence[_One], span: Span) -> int:
 def _read_history(folder: str, span: Span, ones: _Ones, lines: tuple[float, float], clock: Clock) -> dict[str, Any]:
     path = os.path.join(folder, FILE_NAME)
     if not os.path.exists(path):
-        raise StoreError("no history was kept", where=path)
+        raise StoreError("no history was kept")
     with History(folder, clock=clock, repair=False) as history:
         lives = history.seen(span.from_s, span.to_s, most=MOST_LIVES)
         for life in lives:
             ones.add_life(life)
-        tier = _tier(history, span)
+        tier, fine = _tiers(history, span)
         begin = history.begin(TIERS[-1])
         groups = ones.lives_by_command()
-        asked = {argv: _figures(history, tier, span, group, lines) for argv, group in groups.items()}
+        asked = {argv: _figures(history, (tier, fine), span, group, lines) for argv, group in groups.items()}
         figures = {argv: each for argv, each in asked.items() if each is not None}
         # The worst are drawn, and only what is listed gets a recommendation.
         worst = sorted(figures, key=lambda argv: -(figures[argv]["peak_ratio"] or 0.0))[: MOST_PROGRAMS * 2]
         for argv in worst:
             figures[argv] |= _curve(history, tier, span, groups[argv], figures[argv])
     newest = max((each["last_unix_s"] for each in figures.values()), default=None)
-    return {"figures": figures, "step_s": tier.step_s, "history_from_s": begin, "newest_s": newest}
+    steps = {"step_s": tier.step_s, "fine_s": fine.step_s}
+    return {"figures": figures, **steps, "history_from_s": begin, "newest_s": newest}
 
 
-def _tier(history: History, span: Span) -> Tier:
-    """The minutes, unless they do not reach back as far as the hours do."""
+def _tiers(history: History, span: Span) -> tuple[Tier, Tier]:
+    """That of the figures and that of the time at a level: minutes as long as they reach back as far as hours do."""
     minute, hour = TIERS[1], TIERS[2]
-    if span.now_s - span.from_s > minute.keep_s + hour.step_s:
-        return hour
     begins = history.begin(minute), history.begin(hour)
-    if begins[0] is None or begins[1] is None:
-        return minute if begins[1] is None else hour
-    gone = begins[0] - max(begins[1], span.from_s)
-    return hour if gone > hour.step_s else minute
+    if begins[1] is None:
+        return minute, minute
+    gone = begins[0] is None or begins[0] - max(begins[1], span.from_s) > hour.step_s
+    if gone or span.now_s - span.from_s > minute.keep_s + hour.step_s:
+        return hour, hour
+    return (minute if span.to_s - span.from_s <= MOST_MINUTES_S else hour), minute
 
 
 def _aligned(span: Span, step_s: int) -> tuple[float, float]:
@@ -547,10 +555,12 @@ def _chosen(ones: Sequence[_One]) -> tuple[list[int], bool]:
 
 
 def _figures(
-    history: History, tier: Tier, span: Span, ones: Sequence[_One], lines: tuple[float, float]
+    history: History, tiers: tuple[Tier, Tier], span: Span, ones: Sequence[_One], lines: tuple[float, float]
 ) -> dict[str, Any] | None:
-    lives, knows_levels = _chosen(ones)
-    found: Summary | None = history.summary(lives, tier, *_aligned(span, tier.step_s), lines=lines) if lives else None
+    (lives, knows_levels), (tier, fine) = _chosen(ones), tiers
+    if not lives:
+        return None
+    found: Summary | None = history.summary(lives, tier, *_aligned(span, tier.step_s), lines=lines, fine=fine)
     if found is None:
         return None
     counts = found.at_level if knows_levels else tuple(map(max, found.at_level, found.at_share))
@@ -559,8 +569,8 @@ def _figures(
         "average_bytes": found.average_bytes, "peak_bytes": found.peak_bytes, "peak_ratio": found.peak_ratio,
         "limit_bytes": found.limit_bytes, "least_limit_bytes": found.least_limit_bytes,
         "most_limit_bytes": found.most_limit_bytes, "last_unix_s": float(found.last_unix_s + tier.step_s),
-        "warning_s": float(counts[0] * tier.step_s) if judged else None,
-        "critical_s": float(counts[1] * tier.step_s) if judged else None,
+        "warning_s": float(counts[0] * fine.step_s) if judged else None,
+        "critical_s": float(counts[1] * fine.step_s) if judged else None,
     }  # fmt: skip
 
 
@@ -596,7 +606,8 @@ def _read_store(folder: str, span: Span, clock: Clock, missing: dict[str, str]) 
     try:
         store = Store(folder, clock=clock, reading=True)
     except StoreError as error:
-        missing["alerts"] = missing["jobs"] = f"{error.where}: {error.what}"
+        is_there = os.path.exists(os.path.join(folder, STORE_NAME))
+        missing["alerts"] = missing["jobs"] = f"{error.where}: {error.what}" if is_there else "there is no store"
         return found
     with store:
         found |= _ask("alerts", missing, lambda: _read_alerts(store, span, clock), {})

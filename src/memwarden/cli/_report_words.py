@@ -14,7 +14,7 @@ from memwarden.cli._output import one_line
 from memwarden.cli._plot import Plot, size_step, size_text, time_step
 from memwarden.cli._report import KERNEL, MOST_DRAWN, MOST_EVENTS
 from memwarden.facts import Level
-from memwarden.judge.advise import CAUSE_ADVICE, TIGHT, limit_advice
+from memwarden.judge.advise import CAUSE_ADVICE, FAR_BELOW, TIGHT, limit_advice
 from memwarden.tell.engine import REASONS
 from memwarden.tell.signals import KINDS
 from memwarden.units import format_bytes, format_duration, format_ratio
@@ -35,6 +35,8 @@ STALE_S = 600.0
 # A limit further above the curve than that would flatten it: it is named and not drawn.
 DRAWN_LIMIT = 4.0
 PICTURE_HEIGHT = 190.0
+# A day less the first and the last minutes.
+WHOLE_DAY_S = 86_000.0
 ROWS_OF_PICTURE = 12
 FOOTER = (
     "Made by memwarden report. Sizes are binary: 1 MiB is 1 048 576 bytes. A dash is a figure that does not apply, "
@@ -94,7 +96,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "made_unix_s": round(span.now_s, 3), "zone": zone(span.from_s, span.to_s),
         "sentences": [text for text, _ in sentences(report)], "recommendations": recommendations(report),
         "missing": dict(report.missing), "history_from_unix_s": report.history_from_s,
-        "newest_unix_s": report.newest_s, "step_s": report.step_s,
+        "newest_unix_s": report.newest_s, "step_s": report.step_s, "fine_s": report.fine_s,
         "processes": [_plain(each, kills=each.kills) for each in report.programs], "unlisted": report.unlisted,
         "deaths": [each.as_dict() for each in report.deaths], "leaks": [each.as_dict() for each in report.leaks],
         "alerts": None if "alerts" in report.missing else [_plain(each) for each in report.alerts],
@@ -205,8 +207,8 @@ def _told(report: Report) -> tuple[str, str]:
     alerts = report.alerts
     if not alerts:
         if not report.channels:
-            return "There was nothing to tell, and nobody to tell it to: no channel ever delivered anything", ""
-        return "There was nothing to tell", "good"
+            return "No alert is on record, and no channel that would have told anybody", ""
+        return "No alert is on record", "good"
     lost = [each for each in alerts if each.lost or each.waiting]
     reached = sum(each.reached for each in alerts)
     count = _count(len(alerts), "alert")
@@ -313,18 +315,21 @@ def _about_limits(report: Report) -> Iterable[str]:
 
 
 def _about_room(report: Report) -> Iterable[str]:
+    """Limits that could be lower; an hour of it is no reason to take memory away, nor is anything that grows."""
     span = report.span
+    if report.history_from_s is None or span.to_s - max(report.history_from_s, span.from_s) < WHOLE_DAY_S:
+        return
+    found = []
     for each in report.programs:
-        # An hour of it is no reason to take memory away.
-        long = report.history_from_s is not None and span.to_s - max(report.history_from_s, span.from_s) >= 86_000
-        low = (
-            each.peak_ratio is not None and each.peak_ratio < TIGHT and each.least_limit_bytes == each.most_limit_bytes
-        )
-        leaks = any(leak.stands for leak in each.leaks)
-        if long and low and not leaks and each.peak_bytes and each.limit_bytes and each.recommended_bytes:
-            words = limit_advice(each.peak_bytes, each.limit_bytes, each.recommended_bytes)
-            if words:
-                yield f"{each.name}: {words}"
+        same = each.least_limit_bytes == each.most_limit_bytes and not any(leak.stands for leak in each.leaks)
+        low = same and not each.kills and (each.peak_ratio or 1.0) < FAR_BELOW
+        if low and each.limit_bytes and each.recommended_bytes and each.recommended_bytes < each.limit_bytes:
+            found.append(
+                f"{each.name} to {format_bytes(each.recommended_bytes)} (its peak was {_size(each.peak_bytes)} of "
+                f"{format_bytes(each.limit_bytes)})"
+            )
+    if found:
+        yield f"{_count(len(found), 'limit')} could be lowered, for what was seen: {_some(found)}"
 
 
 def _about_jobs(report: Report) -> Iterable[str]:
@@ -363,7 +368,7 @@ def _processes(report: Report) -> list[Block]:
     blocks: list[Block] = [Heading(text="Guarded processes")]
     if not report.programs:
         return [*blocks, Text(text=f"None is known: {_why(report, 'history')}.")]
-    step = "minutes" if report.step_s == 60 else "hours"
+    step = "minutes" if report.fine_s == 60 else "hours"
     heads = (
         "process", "limit", "average", "peak", "at WARNING", "at CRITICAL", "kills", "restarts", "leak", "would fit",
     )  # fmt: skip

@@ -294,7 +294,7 @@ class Watch:
         if self._recorders:
             row = self._row(line)
             if queues is not None:
-                row["jobs"] = queues
+                row["jobs"] = None if self._queues is not None and self._queues.why_not else queues
             if found:
                 row["findings"] = [_row_of(each) for each in found]
             for recorder in self._recorders:

@@ -88,11 +88,18 @@ _MERGE = """
 _SUMMARY = """
     SELECT count(*), min(at), max(at), avg(CASE WHEN used_count THEN used_sum * 1.0 / used_count END), max(used_max),
         avg(CASE WHEN rss_count THEN rss_sum * 1.0 / rss_count END), max(rss_max),
-        max(CASE WHEN limit_max THEN used_max * 1.0 / limit_max END), max(limit_max), min(nullif(limit_max, 0)),
-        count(DISTINCT CASE WHEN level_max >= 1 THEN at END), count(DISTINCT CASE WHEN level_max >= 2 THEN at END),
-        count(DISTINCT CASE WHEN limit_max AND used_max >= ? * limit_max THEN at END),
-        count(DISTINCT CASE WHEN limit_max AND used_max >= ? * limit_max THEN at END)
-    FROM {name} WHERE life IN ({lives}) AND at >= ? AND at < ?
+        max(CASE WHEN limit_max THEN used_max * 1.0 / limit_max END), max(limit_max), min(nullif(limit_max, 0))
+    FROM {name} WHERE life IN ({lives}) AND at >= :from AND at < :to
+"""
+# Fine buckets are read only where a coarse one says that there was something: CROSS keeps SQLite to that order.
+_TROUBLE = """
+    SELECT count(DISTINCT CASE WHEN m.level_max >= 1 THEN m.at END),
+        count(DISTINCT CASE WHEN m.level_max >= 2 THEN m.at END),
+        count(DISTINCT CASE WHEN m.limit_max AND m.used_max >= :warning * m.limit_max THEN m.at END),
+        count(DISTINCT CASE WHEN m.limit_max AND m.used_max >= :critical * m.limit_max THEN m.at END)
+    FROM {name} AS h CROSS JOIN {fine} AS m ON m.life = h.life AND m.at >= h.at AND m.at < h.at + {step_s}
+    WHERE h.life IN ({lives}) AND h.at >= :from AND h.at < :to
+        AND (h.level_max >= 1 OR (h.limit_max AND h.used_max >= :warning * h.limit_max))
 """
 _COURSE = """
     SELECT at / ? * ? AS start, sum(count), total(used_count), total(used_sum), min(used_min), max(used_max),
@@ -140,8 +147,8 @@ class Summary(Fact):
     """The buckets of some lives within a time, of one tier, as one: of what counts against the limit where it is known.
 
     `peak_ratio` (0-1) is the highest of any bucket over the limit of that bucket; `limit_bytes` is that of the last
-    one. `at_level` says in how many of that time's buckets any was at WARNING, and at CRITICAL, or above; `at_share`
-    in how many one was at those lines of its limit.
+    one. `at_level` says in how many of the fine tier's buckets any was at WARNING, and at CRITICAL, or above;
+    `at_share` in how many one was at those lines of its limit.
     """
 
     first_unix_s: int
@@ -369,21 +376,25 @@ class History:
             return tuple(_lives(db, where, (from_s, to_s, most)))
 
     def summary(
-        self, lives: Sequence[int], tier: Tier, from_s: float, to_s: float, *, lines: tuple[float, float]
+        self, lives: Sequence[int], tier: Tier, from_s: float, to_s: float, *, lines: tuple[float, float], fine: Tier
     ) -> Summary | None:
         """All buckets of these lives that begin in [from_s, to_s) as one; None without any. Raises StoreError.
 
-        `lines` are the shares of the limit (0-1) of WARNING and CRITICAL.
+        `lines` are the shares of the limit (0-1) of WARNING and CRITICAL, `fine` the tier in which the time there is
+        counted: `tier` itself, or a finer one that reaches back as far.
         """
         name, chosen = f"{tier.name}s", ",".join(str(int(each)) for each in lives)
+        of = {"from": from_s, "to": to_s, "warning": lines[0], "critical": lines[1]}
         with self._transaction("BEGIN") as db:
             query = _SUMMARY.format(name=name, lives=chosen)
-            count, first, last, *rest = db.execute(query, (*lines, from_s, to_s)).fetchone()
+            count, first, last, *rest = db.execute(query, of).fetchone()
             if not count:
                 return None
+            query = _TROUBLE.format(name=name, fine=f"{fine.name}s", step_s=tier.step_s, lives=chosen)
+            counts = db.execute(query, of).fetchone()
             query = f"SELECT max(limit_max) FROM {name} WHERE life IN ({chosen}) AND at = ?"  # noqa: S608  our own names
             limit = db.execute(query, (last,)).fetchone()[0]
-        used, used_max, rss, rss_max, ratio, most, least, *counts = rest
+        used, used_max, rss, rss_max, ratio, most, least = rest
         return Summary(
             first_unix_s=first, last_unix_s=last, average_bytes=rss if used is None else used,
             peak_bytes=rss_max if used_max is None else used_max, peak_ratio=ratio, limit_bytes=limit or most or None,
