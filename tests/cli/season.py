@@ -11,6 +11,7 @@ from memwarden.blackbox import BlackBox, LeakState
 from memwarden.facts import Level
 from memwarden.jobs.ledger import Ledger, Worker
 from memwarden.store import Store
+from memwarden.supervise.cgroup import start_time
 from memwarden.supervise.record import DEATH
 from memwarden.supervise.service.history import History
 from memwarden.tell.outbox import Outbox
@@ -19,10 +20,12 @@ from memwarden.testing import FakeClock
 from memwarden.units import MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from memwarden.tell.settings import AlertSettings
+
+Tick = tuple[int, float, int | None, int | None, int | None, int]
 
 # 2025-06-15 12:00 UTC: long over, so that no test reads into the future.
 NOON = 1_749_988_800.0
@@ -43,54 +46,58 @@ class Season:
     def process(
         self, argv: str, hours: tuple[float, float], size: Callable[[float], float], *, limit_mib: int | None = 512,
         verdict: str | None = "clean", kind: str = "inside", leak: LeakState | None = None, box: bool = True,
-        history: bool = True, step_s: float = 60.0, peak_mib: float | None = None,
-        level: Callable[[float], int] | None = None, source: str = "memory.max of /app",
+        history: bool = True, step_s: float = 60.0, peak_mib: float | None = None, pid: int | None = None,
+        alive: bool = False,
     ) -> int:  # fmt: skip
-        """One life, `hours` before the end of the season; `size(hour)` is in MiB. Its pid."""
+        """One life, `hours` before the end of the season; `size(hour)` is in MiB. Its pid: ours where it is `alive`."""
         self._pid += 1
+        pid = os.getpid() if alive else pid or self._pid
+        start = int(start_time(pid) or 0) if alive else pid
         begin_s, end_s = (self.end_s - hour * HOUR for hour in hours)
         limit = None if limit_mib is None else limit_mib * MIB
-        ticks: list[tuple[int, float, int | None, int | None, int | None, int]] = []
-        at_s = begin_s
-        while at_s < end_s:
-            hour = (self.end_s - at_s) / HOUR
-            used = int(size(hour) * MIB)
-            share = used / limit if limit else 0.0
-            grade = level(hour) if level is not None else 2 if share >= 0.9 else 1 if share >= 0.75 else 0
-            ticks.append((len(ticks) + 1, at_s, used, used, limit, grade if kind == "inside" else 0))
-            at_s += step_s
-        name = f"{kind}-{self._pid}-{int(begin_s * 1000)}.box"
+        ticks = self._ticks(begin_s, end_s, size, limit, step_s, levels=kind == "inside")
+        name = f"{kind}-{pid}-{int(begin_s * 1000)}.box"
         if box:
             made = BlackBox(
-                self.run_folder,
-                pid=self._pid,
-                unix_s=begin_s,
-                monotonic_s=1.0,
-                kind=kind,
-                start_ticks=self._pid,
-                argv=argv,
+                self.run_folder, pid=pid, unix_s=begin_s, monotonic_s=1.0, kind=kind, start_ticks=start, argv=argv
             )
             assert made.path is not None, made.reason
             name = os.path.basename(made.path)
-            made.place(limit, source, cgroup=None, oom_kills=None)
-            for number, tick_s, rss, held, top, grade in ticks[-2000:]:
-                made.tick(tick_s, float(number), rss, held, top, grade)
-            if leak is not None:
-                made.put_leak(leak)
-            if verdict is not None:
+            self._fill(made, ticks, limit, leak)
+            if verdict is not None and not alive:
                 if kind == "outside":
                     made.event(end_s, 1.0, DEATH, "", before_bytes=None if peak_mib is None else int(peak_mib * MIB))
                 made.end_life(verdict)
             made.close()
         if history:
             with History(self.folder, clock=FakeClock(unix_s=end_s)) as kept:
-                life = kept.life(
-                    name, kind=kind, pid=self._pid, start_ticks=self._pid, start_unix_s=begin_s, argv=argv
-                ).id
+                life = kept.life(name, kind=kind, pid=pid, start_ticks=start, start_unix_s=begin_s, argv=argv).id
                 kept.fold(life, ticks)
-                if verdict is not None:
+                if verdict is not None and not alive:
                     kept.end(life, verdict, told=True)
-        return self._pid
+        return pid
+
+    def _ticks(
+        self, begin_s: float, end_s: float, size: Callable[[float], float], limit: int | None, step_s: float, *,
+        levels: bool,
+    ) -> list[Tick]:  # fmt: skip
+        found: list[Tick] = []
+        at_s = begin_s
+        while at_s < end_s:
+            used = int(size((self.end_s - at_s) / HOUR) * MIB)
+            share = used / limit if limit else 0.0
+            level = (2 if share >= 0.9 else 1 if share >= 0.75 else 0) if levels else 0
+            found.append((len(found) + 1, at_s, used, used, limit, level))
+            at_s += step_s
+        return found
+
+    @staticmethod
+    def _fill(box: BlackBox, ticks: Sequence[Tick], limit: int | None, leak: LeakState | None) -> None:
+        box.place(limit, "memory.max of /app", cgroup=None, oom_kills=None)
+        for number, at_s, rss, used, top, level in ticks[-500:]:
+            box.tick(at_s, float(number), rss, used, top, level)
+        if leak is not None:
+            box.put_leak(leak)
 
     # --- alerts ------------------------------------------------------------------------------------------------------
 

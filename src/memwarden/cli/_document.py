@@ -96,7 +96,7 @@ def _text_of(block: Block) -> list[str]:
             lines += wrap(one_line(item, MOST), WIDTH, initial_indent=mark, subsequent_indent=" " * len(mark))
         return [*lines, ""]
     if isinstance(block, Table):
-        rows = [block.heads, *([one_line(cell, MOST) for cell in row] for row in block.rows)]
+        rows = [[one_line(cell, MOST) for cell in row] for row in (block.heads, *block.rows)]
         return [*columns(rows), *wrap(one_line(block.caption, MOST), WIDTH), ""]
     return []
 

@@ -15,7 +15,7 @@ SHOWN = ("waiting", "delayed", "running", "failed")
 
 
 class Queues:
-    """Looks into the store and keeps nobody from writing. Where it cannot be read `why_not` says so, and is tried again.
+    """Looks into the store and keeps nobody from writing. `why_not` says why it cannot be read; it is tried again.
 
     Whoever watches memory must not end because a store is not there yet, or is locked for a moment.
     """

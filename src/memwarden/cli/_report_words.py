@@ -158,9 +158,11 @@ def _killed(report: Report) -> tuple[str, str]:
     if not words:
         highest = max(known, key=lambda each: each.peak_ratio or 0.0)
         words = [f"nothing was killed or near its limit; the highest was {_peak_words(highest)}"]
+        if no_history:
+            words = [f"no kill is on record; the highest that black boxes still have was {_peak_words(highest)}"]
     mood = "bad" if kernel else "warn" if near or others or parts else "good"
     if no_history:
-        words.append("but this is of the black boxes alone: no history was kept")
+        words.append(f"more is not known: {_why(report, 'history')}")
         mood = "warn" if mood == "good" else mood
     elif (gap := _gap(report)) is not None:
         words.append(gap)
@@ -272,7 +274,8 @@ def _about_channels(report: Report) -> Iterable[str]:
         lost = [alert for alert in report.alerts if each.name in alert.lost]
         late = [alert for alert in report.alerts if each.name in alert.waiting]
         if lost or (late and each.failures):
-            error = f" ({one_line(each.error, 120)})" if each.error else ""
+            said = each.error or next((error for alert in lost for error in alert.errors), "")
+            error = f" ({one_line(said, 120)})" if said else ""
             yield (
                 f"Mend the channel {each.name}{error}: notices of {_count(len({*lost, *late}), 'alert')} were not "
                 "delivered by it; `memwarden alerts test` tries it"
