@@ -298,16 +298,29 @@ def test_a_damaged_or_newer_file_is_said_to_be_so_left_alone_and_the_rest_is_tol
     assert not [each for each in os.listdir(season.folder) if "damaged" in each]
 
 
-def test_a_locked_history_is_not_waited_for_long(season: Season) -> None:
+def test_a_history_that_is_being_written_is_read_and_one_that_is_locked_is_not_waited_for_long(season: Season) -> None:
     season.process("python app.py", (10, 0.1), flat(100))
-    with closing(sqlite3.connect(os.path.join(season.folder, FILE_NAME), isolation_level=None)) as db:
+    path = os.path.join(season.folder, FILE_NAME)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("BEGIN IMMEDIATE")
+        assert "history" not in of(season).missing
+        db.execute("ROLLBACK")
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        db.execute("BEGIN EXCLUSIVE")
         start_s = time.monotonic()
         report = of(season)
         assert time.monotonic() - start_s < 10
         db.execute("ROLLBACK")
     assert "locked" in report.missing["history"]
     assert report.programs[0].kept is False
+
+
+def test_an_empty_history_file_is_no_history(season: Season) -> None:
+    os.makedirs(season.folder)
+    path = os.path.join(season.folder, FILE_NAME)
+    open(path, "wb").close()
+    assert "there is nothing in it" in of(season).missing["history"]
+    assert os.path.getsize(path) == 0
 
 
 def test_a_report_holds_up_nobody_who_writes(season: Season) -> None:

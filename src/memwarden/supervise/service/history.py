@@ -166,7 +166,8 @@ class Summary(Fact):
 class History:
     """Opens the file in a folder. Raises StoreError where it cannot be used.
 
-    A damaged one is moved aside, loudly; whoever only reads it (`repair` false) gets the error instead.
+    A damaged one is moved aside, loudly. Whoever only reads it (`repair` false) gets the error instead; nothing is
+    made or changed then, and no writer is waited for.
     """
 
     def __init__(
@@ -179,7 +180,7 @@ class History:
         mounts: str = "/proc/self/mountinfo",
     ) -> None:
         self.path = os.path.join(folder, FILE_NAME)
-        self._clock, self._most_bytes = clock, most_bytes
+        self._clock, self._most_bytes, self._reads = clock, most_bytes, not repair
         self._log = logging.getLogger(_LOG)
         self._refuse_network(folder, mounts)
         try:
@@ -210,7 +211,7 @@ class History:
 
     def _open(self) -> sqlite3.Connection:
         try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (0 if self._reads else os.O_CREAT)
             os.close(os.open(self.path, flags, 0o600))  # the log and the shared memory get its mode
         except OSError as error:
             raise StoreError(
@@ -219,6 +220,9 @@ class History:
         db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
         try:
             db.execute(f"PRAGMA cache_size = -{CACHE_KIB}").close()
+            if self._reads:
+                self._look(db)
+                return db
             db.execute("PRAGMA auto_vacuum = INCREMENTAL").close()  # counts for a new file only
             db.execute("PRAGMA journal_mode = WAL").close()
             db.execute("PRAGMA synchronous = NORMAL").close()
@@ -229,14 +233,22 @@ class History:
             raise
         return db
 
+    def _look(self, db: sqlite3.Connection) -> int:
+        """The version of what is there already. Raises StoreError for one of the future, and where there is nothing."""
+        version: int = db.execute("PRAGMA user_version").fetchone()[0]
+        if version > _VERSION:
+            mend = "update memwarden, or set MEMWARDEN_DIR to another folder"
+            raise StoreError(f"was made by a newer memwarden (schema {version})", where=self.path, mend=mend)
+        if self._reads:
+            if version < 1:
+                raise StoreError("there is nothing in it", where=self.path, mend="`memwarden serve` fills it")
+            db.execute("SELECT count(*) FROM lives").fetchone()
+        return version
+
     def _make(self, db: sqlite3.Connection) -> None:
         db.execute("BEGIN IMMEDIATE")
         try:
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version > _VERSION:
-                mend = "update memwarden, or set MEMWARDEN_DIR to another folder"
-                raise StoreError(f"was made by a newer memwarden (schema {version})", where=self.path, mend=mend)
-            if version < 1:
+            if self._look(db) < 1:
                 db.execute(_LIVES)
                 for tier in TIERS:
                     db.execute(_TABLE.format(name=f"{tier.name}s"))
