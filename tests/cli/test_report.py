@@ -681,7 +681,7 @@ def test_a_wrong_time_is_one_clear_line(
 
 def test_spans_are_whole_minutes() -> None:
     found = span_of("24h", None, NOON + 31.5)
-    assert (found.from_s, found.to_s) == (NOON - 24 * HOUR, NOON + 60)
+    assert (found.from_s, found.to_s) == (NOON + 60 - 24 * HOUR, NOON + 60)
     assert span_of("1h", "2h", NOON) == Span(from_s=NOON - 3 * HOUR, to_s=NOON - 2 * HOUR, now_s=NOON)
 
 

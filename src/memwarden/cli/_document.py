@@ -6,7 +6,7 @@ Every text of it is foreign until it is written: it becomes one printable line, 
 from __future__ import annotations
 
 from html import escape
-from textwrap import wrap
+from textwrap import TextWrapper
 from typing import TYPE_CHECKING
 
 from memwarden.cli._output import columns, one_line
@@ -77,10 +77,17 @@ class Document(Fact):
 
 def as_text(document: Document) -> str:
     """For a terminal or a mail; pictures are left out."""
-    lines = [one_line(document.title, MOST), *wrap(one_line(document.under, MOST), WIDTH), ""]
+    lines = [one_line(document.title, MOST), *_wrap(one_line(document.under, MOST)), ""]
     for block in document.blocks:
         lines += _text_of(block)
-    return "\n".join([*lines, *wrap(one_line(document.footer, MOST), WIDTH)]) + "\n"
+    return "\n".join([*lines, *_wrap(one_line(document.footer, MOST))]) + "\n"
+
+
+def _wrap(text: str, *, first: str = "") -> list[str]:
+    """Lines of it; a path or a word is never cut."""
+    return TextWrapper(
+        WIDTH, initial_indent=first, subsequent_indent=" " * len(first), break_long_words=False, break_on_hyphens=False
+    ).wrap(text)
 
 
 def _text_of(block: Block) -> list[str]:
@@ -88,16 +95,16 @@ def _text_of(block: Block) -> list[str]:
         text = one_line(block.text, MOST)
         return [text.upper() if block.level == 2 else text, ""]
     if isinstance(block, Text):
-        return [*wrap(one_line(block.text, MOST), WIDTH), ""]
+        return [*_wrap(one_line(block.text, MOST)), ""]
     if isinstance(block, Items):
         marks = [f"{number}. " if block.ordered else "- " for number in range(1, len(block.items) + 1)]
         lines = []
         for mark, item in zip(marks, block.items, strict=True):
-            lines += wrap(one_line(item, MOST), WIDTH, initial_indent=mark, subsequent_indent=" " * len(mark))
+            lines += _wrap(one_line(item, MOST), first=mark)
         return [*lines, ""]
     if isinstance(block, Table):
         rows = [[one_line(cell, MOST) for cell in row] for row in (block.heads, *block.rows)]
-        return [*columns(rows), *wrap(one_line(block.caption, MOST), WIDTH), ""]
+        return [*columns(rows), *_wrap(one_line(block.caption, MOST)), ""]
     return []
 
 

@@ -48,6 +48,7 @@ table.list tbody th{color:var(--ink);vertical-align:top}table.list td.figure{whi
 caption{text-align:left;color:var(--soft);font-size:.88rem;padding:4px 0}.wide{overflow-x:auto}
 details{margin:4px 0 12px;color:var(--soft);font-size:.88rem}
 h3{font-size:.95rem;margin:22px 0 4px;overflow-wrap:anywhere}
+h2,h3,caption{break-after:avoid}@media print{table.list{break-inside:auto}tr{break-inside:avoid}}
 section+section{border-top:1px solid var(--rule);margin-top:48px;padding-top:32px}
 footer{color:var(--soft);font-size:.85rem;margin-top:40px}
 """

@@ -446,8 +446,9 @@ class _Ones:
         values: dict[str, Any] = dict(figures or {})
         pids = tuple(dict.fromkeys(each.pid for each in sorted(ones, key=lambda one: -one.seen_s)))
         ends = [death for each in ones if (death := each.death(self._span)) is not None]
-        boxes = sorted((box for each in ones for box in each.boxes), key=lambda box: box.start_unix_s)
-        sized = [box for box in boxes if box.limit_bytes]
+        boxes = [box for each in ones for box in each.boxes]
+        # Who started it knows best who set the limit; the newest of them.
+        sized = [box for box in sorted(boxes, key=lambda b: (b.kind == "outside", b.start_unix_s)) if box.limit_bytes]
         if sized:
             values["limit_source"] = sized[-1].limit_source
             values["limit_bytes"] = values.get("limit_bytes") or sized[-1].limit_bytes
@@ -516,7 +517,7 @@ def _read_history(folder: str, span: Span, ones: _Ones, lines: tuple[float, floa
         for life in lives:
             ones.add_life(life)
         tier, fine = _tiers(history, span)
-        begin = history.begin(TIERS[-1])
+        begin = _begin(history)
         groups = ones.lives_by_command()
         asked = {argv: _figures(history, (tier, fine), span, group, lines) for argv, group in groups.items()}
         figures = {argv: each for argv, each in asked.items() if each is not None}
@@ -539,6 +540,14 @@ def _tiers(history: History, span: Span) -> tuple[Tier, Tier]:
     if gone or span.now_s - span.from_s > minute.keep_s + hour.step_s:
         return hour, hour
     return (minute if span.to_s - span.from_s <= MOST_MINUTES_S else hour), minute
+
+
+def _begin(history: History) -> int | None:
+    """The oldest bucket, as exactly as it is known."""
+    minute, hour = history.begin(TIERS[1]), history.begin(TIERS[2])
+    if minute is None or hour is None:
+        return hour
+    return minute if minute - hour < TIERS[2].step_s else hour
 
 
 def _aligned(span: Span, step_s: int) -> tuple[float, float]:

@@ -144,7 +144,8 @@ def _killed(report: Report) -> tuple[str, str]:
     others = [each for each in report.deaths if each.verdict not in KERNEL]
     if others:
         kinds = ", ".join(dict.fromkeys(_ENDS[each.verdict] for each in others))
-        words.append(f"{_count(len(others), 'process', 'es')} ended otherwise than by themselves ({kinds})")
+        own = "itself" if len(others) == 1 else "themselves"
+        words.append(f"{_count(len(others), 'process', 'es')} ended otherwise than by {own} ({kinds})")
     near = [each for each in report.programs if (each.peak_ratio or 0.0) >= TIGHT]
     if near:
         words.append(f"near the limit (90 % or more): {_some(_peak_words(each) for each in near)}")
@@ -240,7 +241,7 @@ def _times(kernel: Sequence[Death]) -> str:
     for each in kernel:
         counts[each.name] = counts.get(each.name, 0) + 1
     doubt = "" if all(each.certain for each in kernel) else "probably "
-    words = _some(f"{name} {'once' if count == 1 else f'{count} times'}" for name, count in counts.items())
+    words = _some(f"{name} {_often(count)}" for name, count in counts.items())
     return f"the kernel {doubt}killed {words}"
 
 
@@ -291,7 +292,7 @@ def _about_kills(report: Report) -> Iterable[str]:
         if each.kills:
             wanted = f"set it to {format_bytes(each.recommended_bytes)}" if each.recommended_bytes else "raise it"
             yield (
-                f"{each.name} was killed by the kernel {_count(each.kills, 'time')} at a limit of {_limit(each)}, its "
+                f"{each.name} was killed by the kernel {_often(each.kills)} at a limit of {_limit(each)}, its "
                 f"peak was {_size(each.peak_bytes)}: {wanted}, or make the workload smaller; "
                 + "while it leaks, more only postpones the next; " * any(leak.stands for leak in each.leaks)
                 + f"`memwarden postmortem --pid {next(d.pid for d in each.deaths if d.verdict in KERNEL)}` says more"
@@ -302,7 +303,7 @@ def _about_leaks(report: Report) -> Iterable[str]:
     for each in report.leaks:
         if each.stands:
             advice = CAUSE_ADVICE.get(each.cause or "unknown", CAUSE_ADVICE["unknown"])
-            yield f"{each.name} (pid {each.pid}) {each.text}: {advice}"
+            yield f"{each.name} (pid {each.pid}), leak {each.stage}: {each.text.rstrip('.')}. {_sentence(advice)}"
 
 
 def _about_limits(report: Report) -> Iterable[str]:
@@ -679,6 +680,10 @@ def _some(words: Iterable[str]) -> str:
 
 def _count(number: int, what: str, plural: str = "s") -> str:
     return f"{number} {what}{'' if number == 1 else plural}"
+
+
+def _often(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
 
 
 def _sentence(text: str) -> str:

@@ -92,11 +92,12 @@ def span_of(since: str, until: str | None, now_s: float) -> Span:
     to_s = now_s if until is None else _moment(until, now_s, "--until")
     if to_s > now_s:
         raise ConfigError(f"{until!r} is not over yet", where="--until", mend="leave it out for now")
+    to_s = -(-to_s // 60) * 60
     from_s = _moment(since, to_s, "--since")
     if not SHORTEST_S <= to_s - from_s <= LONGEST_S:
         what = f"{since!r} is {'less than a minute' if to_s - from_s < SHORTEST_S else 'more than two years'} before"
         raise ConfigError(f"{what} {'now' if until is None else repr(until)}", where="--since", mend=_MEND)
-    return Span(from_s=from_s // 60 * 60, to_s=-(-to_s // 60) * 60, now_s=now_s)
+    return Span(from_s=from_s // 60 * 60, to_s=to_s, now_s=now_s)
 
 
 def _moment(words: str, before_s: float, where: str) -> float:

@@ -100,6 +100,7 @@ _TROUBLE = """
     FROM {name} AS h CROSS JOIN {fine} AS m ON m.life = h.life AND m.at >= h.at AND m.at < h.at + {step_s}
     WHERE h.life IN ({lives}) AND h.at >= :from AND h.at < :to
         AND (h.level_max >= 1 OR (h.limit_max AND h.used_max >= :warning * h.limit_max))
+        AND (m.level_max >= 1 OR (m.limit_max AND m.used_max >= :warning * m.limit_max))
 """
 _COURSE = """
     SELECT at / ? * ? AS start, sum(count), total(used_count), total(used_sum), min(used_min), max(used_max),
