@@ -202,7 +202,7 @@ class Store:
                 raise OSError(memory)  # noqa: TRY301  one way out for all that keeps it from its file
             if found is None:
                 raise OSError("no folder is known: set MEMWARDEN_DIR")  # noqa: TRY301
-            self.path = self._place(found, mounts) if not reading else _existing(found)
+            self.path = self._place(found, mounts) if not reading else _existing(found, mounts)
             self._db = self._open(self.path)
         except (OSError, sqlite3.OperationalError) as error:
             if reading:
@@ -214,14 +214,7 @@ class Store:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         if os.stat(folder).st_uid == os.geteuid() and os.stat(folder).st_mode & 0o077:
             os.chmod(folder, 0o700)
-        kind = _kind_of(folder, mounts)
-        if kind in NETWORK:
-            raise StoreError(
-                f"is on a network file system ({kind}), where SQLite's write-ahead log loses data",
-                where=folder,
-                mend="set MEMWARDEN_DIR to a folder of this machine",
-            )
-        if kind in IN_MEMORY:
+        if (kind := _local_kind(folder, mounts)) in IN_MEMORY:
             self.notes = (f"{folder} is on {kind}: it counts towards the memory limit, and is lost at a restart",)
         path = os.path.join(folder, FILE_NAME)
         try:
@@ -381,9 +374,22 @@ def write_checkpoint(db: sqlite3.Connection, it: Checkpoint, *, table: str = "ch
         raise CheckpointError.taken(it.name)
 
 
-def _existing(folder: str) -> str:
-    """The file in it that is there already. Raises OSError."""
+def _local_kind(folder: str, mounts: str) -> str:
+    """The kind of the file system. Raises StoreError for one of the network."""
+    kind = _kind_of(folder, mounts)
+    if kind in NETWORK:
+        raise StoreError(
+            f"is on a network file system ({kind}), where SQLite's write-ahead log loses data",
+            where=folder,
+            mend="set MEMWARDEN_DIR to a folder of this machine",
+        )
+    return kind
+
+
+def _existing(folder: str, mounts: str) -> str:
+    """The file in it that is there already. Raises OSError, and StoreError for a file system of the network."""
     path = os.path.join(folder, FILE_NAME)
+    _local_kind(folder, mounts)
     if os.path.islink(path):
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
     os.stat(path)

@@ -252,6 +252,32 @@ def test_a_history_that_ended_hours_ago_is_no_peace(season: Season) -> None:
     assert any("Start the service again" in each for each in as_data(report)["recommendations"])
 
 
+def test_nobody_is_missed_who_ended(season: Season) -> None:
+    season.process("python nightly.py", (26, 0.1), flat(300), limit_mib=400)
+    season.process("python app.py", (26, 8), flat(300), limit_mib=400)
+    report = of(season)
+    assert report.newest_s is None
+    assert as_data(report)["recommendations"] == []
+
+
+def test_an_end_after_the_time_is_not_the_end_of_another_episode(season: Season) -> None:
+    season.alert(30, "raised", 2, ends=FINE)
+    season.alert(10, "cleared", 0, ends=FINE)
+    season.alert(2, "raised", 2, ends=FINE)
+    before = Span(from_s=NOON - 40 * HOUR, to_s=NOON - 20 * HOUR, now_s=NOON)
+    (it,) = of(season, before).alerts
+    assert (it.state, it.lasted_s, it.raised_unix_s) == ("unknown", None, NOON - 30 * HOUR)
+
+
+def test_no_kind_of_advice_takes_all_the_room(season: Season) -> None:
+    for number in range(7):
+        season.process(f"python app{number}.py", (5, 1), flat(300), kind="outside", verdict="oom_kill", peak_mib=512)
+    season.job(5, "failed")
+    words = as_data(of(season))["recommendations"]
+    assert [each.startswith("app") for each in words] == [True] * 4 + [False]
+    assert words[-1].startswith("1 job failed")
+
+
 def spoil_by_version(path: str) -> None:
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA user_version = 99")
@@ -409,10 +435,14 @@ def test_alerts_have_their_time_their_end_and_who_heard_of_them_the_undelivered_
 
 def test_what_began_before_the_time_is_there_while_it_lasts_and_where_it_ends(season: Season) -> None:
     season.alert(40, "raised", 2, ends=FINE)
-    season.alert(39, "raised", 2, target="long", ends=FINE)
+    season.alert(39, "raised", 2, target="long", ends={"mail": "", "chat": "HTTP 410 gone"})
     season.alert(5, "cleared", 0, ends=FINE)
     found = {each.target: each for each in of(season).alerts}
     assert (found["long"].state, found["long"].lasted_s) == ("on", 39 * HOUR + 30)
+    assert (found["long"].sent, found["long"].lost) == (
+        ("mail",),
+        ("chat",),
+    )  # as it was delivered, not as it was meant
     assert (found["shop"].state, found["shop"].raised_unix_s) == ("over", NOON - 40 * HOUR)
     assert found["shop"].lasted_s == pytest.approx(35 * HOUR)
 
@@ -455,7 +485,7 @@ def test_jobs_are_counted_per_queue_and_type_with_their_peaks_and_what_was_left_
     assert (now["bulk"]["waiting"], now["bulk"]["running"], now["campaign"]["failed"]) == (1, 1, 1)
     assert [each.root for each in report.quarantine] == [poisoned]
     told = as_data(report)["sentences"][2]
-    assert "4 jobs got done, 1 failed, 2 are open, 1 item or range of items in quarantine" in told
+    assert "4 jobs got done, 1 failed, 2 are open now, 1 item or range of items in quarantine" in told
     assert "kernel killed 3 attempts at jobs" in as_data(report)["sentences"][0]
     words = " ".join(as_data(report)["recommendations"])
     assert f"memwarden jobs retry {poisoned}" in words
@@ -616,7 +646,7 @@ def test_there_are_at_most_five_recommendations_and_each_is_of_a_finding(season:
     assert data["sentences"] == [
         "Nothing was killed or near its limit; the highest was app.py with 58.6 % of 512 MiB.",
         "Nothing was found to leak.",
-        "1 alert, of which 1 reached somebody; 1 job got done, 0 failed, 0 are open.",
+        "1 alert, of which 1 reached somebody; 1 job got done, 0 failed, 0 are open now.",
     ]
 
 

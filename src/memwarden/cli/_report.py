@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from memwarden.supervise.service.fold import Tier
     from memwarden.supervise.service.history import Life, Point, Summary
     from memwarden.tell.engine import Incident
-    from memwarden.tell.outbox import ChannelState, Told
+    from memwarden.tell.outbox import ChannelState, Outbox, Told
 
 # Programs that are looked at one by one, and how many are drawn: what a person reads.
 MOST_PROGRAMS, MOST_DRAWN = 50, 12
@@ -48,6 +48,10 @@ MOST_FAILED = 5
 KERNEL = ("oom_kill", "oom_kill_of_descendant")
 # A process that ended so is worth a manager's word; a clean end or an error of its own is not.
 BAD_ENDS = (*KERNEL, "killed", "crashed", "unknown")
+# Of a state that began earlier: its first notices, from a little before the store heard of it.
+MOST_OF_ONE, HOUR_S = 50, 3600.0
+# In place of the reasons why nobody was told, where no event of it is kept any more.
+UNRECORDED = "unrecorded"
 # Kinds of alerts that have no end.
 ONCE = frozenset({"oom_kill", "spike", "action", "job_split", "collections"})
 
@@ -160,6 +164,7 @@ class Alert(Fact):
 class Report(Fact):
     """All of it. `missing` has a sentence for each of history, boxes, alerts and jobs that could not be asked.
 
+    `newest_s` is the last sign, in the history, of those processes that are not known to have ended.
     Figures are of buckets of `step_s`, the time at a level of buckets of `fine_s`.
     """
 
@@ -525,7 +530,7 @@ def _read_history(folder: str, span: Span, ones: _Ones, lines: tuple[float, floa
         worst = sorted(figures, key=lambda argv: -(figures[argv]["peak_ratio"] or 0.0))[: MOST_PROGRAMS * 2]
         for argv in worst:
             figures[argv] |= _curve(history, tier, span, groups[argv], figures[argv])
-    newest = max((each["last_unix_s"] for each in figures.values()), default=None)
+    newest = max((each.seen_unix_s for each in lives if each.verdict is None), default=None)
     steps = {"step_s": tier.step_s, "fine_s": fine.step_s}
     return {"figures": figures, **steps, "history_from_s": begin, "newest_s": newest}
 
@@ -631,32 +636,33 @@ def _read_alerts(store: Store, span: Span, clock: Clock) -> dict[str, Any]:
     outbox = Outbox(AlertSettings(policy=Policy()), store=store, clock=clock)
     events = outbox.history(since_unix_s=span.from_s, until_unix_s=span.to_s, most=MOST_EVENTS)
     told = [each for each in events if each.kind != "test"]
+    incidents = {each.key: each for each in outbox.incidents(all_of_them=True)}
+    by_key: dict[str, list[Told]] = {}
+    for event in reversed(told):
+        by_key.setdefault(event.key, []).append(event)
+    alerts = [alert for key, some in by_key.items() for alert in _episodes(some, incidents.get(key), span)]
+    alerts += [
+        _still_on(each, outbox, span) for each in incidents.values()
+        if each.open and not each.once and each.key not in by_key and each.raised_unix_s < span.from_s
+    ]  # fmt: skip
+    alerts.sort(key=lambda a: (not (a.lost or a.waiting), a.reached, -a.level, -a.last_unix_s))
     return {
-        "events": told, "alerts": tuple(_alerts(told, outbox.incidents(all_of_them=True), span)),
-        "alerts_cut": len(events) == MOST_EVENTS, "channels": tuple(outbox.channels()),
+        "events": told, "alerts": tuple(alerts), "alerts_cut": len(events) == MOST_EVENTS,
+        "channels": tuple(outbox.channels()),
     }  # fmt: skip
 
 
-def _alerts(events: Sequence[Told], incidents: Sequence[Incident], span: Span) -> list[Alert]:
-    """The episodes of every key, from its events; those that reached nobody first, then the worst."""
-    by_key: dict[str, list[Told]] = {}
-    for event in reversed(events):
-        by_key.setdefault(event.key, []).append(event)
-    now = {each.key: each for each in incidents}
-    found = [alert for key, told in by_key.items() for alert in _episodes(told, now.get(key), span)]
-    found += [
-        _still_on(each, span) for each in incidents
-        if each.open and not each.once and each.key not in by_key and each.raised_unix_s < span.to_s
-    ]  # fmt: skip
-    return sorted(found, key=lambda a: (not (a.lost or a.waiting), a.reached, -a.level, -a.last_unix_s))
-
-
-def _still_on(incident: Incident, span: Span) -> Alert:
-    """Raised before the span, and on since."""
+def _still_on(incident: Incident, outbox: Outbox, span: Span) -> Alert:
+    """Raised before the span, and on since: with what came of its notices then, as far as that is on record."""
+    before = outbox.history(
+        key=incident.key, since_unix_s=incident.raised_unix_s - HOUR_S, until_unix_s=span.from_s, most=MOST_OF_ONE
+    )
+    if before:
+        return _episodes(before[::-1], incident, span)[-1]
     return Alert(
         key=incident.key, kind=incident.kind, level=Level(incident.top), title=incident.title, target=incident.target,
         raised_unix_s=incident.raised_unix_s, last_unix_s=incident.changed_unix_s, state="on",
-        lasted_s=span.now_s - incident.raised_unix_s, sent=tuple(sorted(incident.channels)),
+        lasted_s=span.now_s - incident.raised_unix_s, why_nobody=(UNRECORDED,),
     )  # fmt: skip
 
 
@@ -683,7 +689,7 @@ def _episode(events: Sequence[Told], now: Incident | None, span: Span) -> Alert:
         raised = float(known) if isinstance(known, (int, float)) else raised
         lasted = last.details.get("lasted_s")
         lasted = float(lasted) if isinstance(lasted, (int, float)) else None if raised is None else last.unix_s - raised
-    elif now is not None and now.open:
+    elif now is not None and now.open and now.raised_unix_s <= last.unix_s + HOUR_S:
         state, raised = "on", min(now.raised_unix_s, first.unix_s)
         lasted = span.now_s - raised
     went = [each for event in events for each in event.deliveries]

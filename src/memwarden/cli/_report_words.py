@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from memwarden.cli._document import Document, Heading, Items, Picture, Table, Text
 from memwarden.cli._output import one_line
 from memwarden.cli._plot import Plot, size_step, size_text, time_step
-from memwarden.cli._report import KERNEL, MOST_DRAWN, MOST_EVENTS
+from memwarden.cli._report import KERNEL, MOST_DRAWN, MOST_EVENTS, UNRECORDED
 from memwarden.facts import Level
 from memwarden.judge.advise import CAUSE_ADVICE, FAR_BELOW, TIGHT, limit_advice
 from memwarden.tell.engine import REASONS
@@ -35,6 +35,8 @@ STALE_S = 600.0
 # A limit further above the curve than that would flatten it: it is named and not drawn.
 DRAWN_LIMIT = 4.0
 PICTURE_HEIGHT = 190.0
+# What `keep` of a job is where it says nothing (jobs.ledger).
+JOBS_KEPT_S = 7 * 86_400.0
 # A day less the first and the last minutes.
 WHOLE_DAY_S = 86_000.0
 ROWS_OF_PICTURE = 12
@@ -178,9 +180,11 @@ def _gap(report: Report) -> str | None:
         return "the history is empty"
     if report.history_from_s > span.from_s + max(STALE_S, report.step_s):
         words.append(f"before {moment(report.history_from_s)} nothing is known")
-    if report.newest_s is None:
+    if not any(each.kept for each in report.programs):
         words.append("no figures are of this time")
-    elif span.is_to_now and span.to_s - report.newest_s > max(STALE_S, 2 * report.step_s):
+    elif (
+        report.newest_s is not None and span.is_to_now and span.to_s - report.newest_s > max(STALE_S, 2 * report.step_s)
+    ):
         words.append(f"the last figure is of {moment(report.newest_s)}")
     return ", ".join(words) or None
 
@@ -230,7 +234,9 @@ def _done(report: Report) -> tuple[str, str]:
         return "no job is on record", ""
     done, failed = (sum(getattr(each, name) for each in report.seasons) for name in ("done", "failed"))
     still = sum(each["jobs_open"] for each in report.queues)
-    words = f"{_count(done, 'job')} got done, {failed} failed, {still} {'is' if still == 1 else 'are'} open"
+    kept = " that are still on record" if report.span.to_s - report.span.from_s > JOBS_KEPT_S else ""
+    now = f"{still} {'is' if still == 1 else 'are'} open now"
+    words = f"{_count(done, 'job')}{kept} got done, {failed} failed, {now}"
     if report.quarantine:
         words += f", {_left_out(report)} in quarantine"
     return words, "bad" if failed else "warn" if report.quarantine else "good"
@@ -258,11 +264,12 @@ def _why(report: Report, name: str) -> str:
 
 def recommendations(report: Report) -> list[str]:
     """At most five, each from a finding and with its figures, the most urgent first."""
-    found = [
-        *_about_channels(report), *_about_kills(report), *_about_leaks(report), *_about_limits(report),
-        *_about_jobs(report), *_about_sources(report), *_about_room(report),
-    ]  # fmt: skip
-    return found[:MOST_ADVICE]
+    kinds = (_about_kills, _about_channels, _about_leaks, _about_limits, _about_jobs, _about_sources, _about_room)
+    found = [list(each(report)) for each in kinds]
+    # No kind takes all the room: of each the first, as long as there is some, then the others.
+    first = [(kind, 0) for kind, some in enumerate(found) if some]
+    others = [(kind, number) for kind, some in enumerate(found) for number in range(1, len(some))]
+    return [found[kind][number] for kind, number in sorted((first + others)[:MOST_ADVICE])]
 
 
 def _left_out(report: Report) -> str:
@@ -567,6 +574,8 @@ def _delivered(it: Alert) -> str:
     words = [f"NOT by {', '.join(lost)} (given up{error})"] if lost else []
     words += [f"waiting for {', '.join(it.waiting)}{error if not lost else ''}"] if it.waiting else []
     words += [f"by {', '.join(each for each in it.sent if each not in it.lost)}"] if set(it.sent) - set(it.lost) else []
+    if it.why_nobody == (UNRECORDED,):
+        return UNKNOWN
     if not words:
         reasons = "; ".join(REASONS.get(each, each) for each in it.why_nobody)
         words = [f"to nobody: {reasons}" if reasons else "to nobody"]
