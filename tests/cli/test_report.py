@@ -388,6 +388,19 @@ def test_a_leak_is_told_in_the_words_of_its_verdict_with_what_to_do(season: Seas
     assert LEAK.text in render(report, "html")
 
 
+def test_a_program_that_leaks_in_each_of_its_lives_is_named_once_by_its_surest_verdict(season: Season) -> None:
+    for number in range(3):
+        stage = "suspected" if number else "confirmed"
+        begin = 20 - 5 * number
+        season.process(
+            "python app.py", (begin, begin - 4.9), flat(300), leak=LEAK.replace(stage=stage), verdict="crashed"
+        )
+    data = as_data(of(season))
+    assert data["sentences"][1] == "Memory leaks: app.py (confirmed, confidence 86 of 100)."
+    assert sum("leak confirmed" in each or "leak suspected" in each for each in data["recommendations"]) == 1
+    assert len(data["leaks"]) == 3
+
+
 def test_a_leak_that_was_withdrawn_does_not_stand(season: Season) -> None:
     pid = season.process("python app.py", (10, 0.1), flat(100))
     about = {"kind": "leak", "target": "app.py", "title": "memory leak suspected", "details": {"pid": pid}}

@@ -10,9 +10,8 @@ STYLE = """
 @media(prefers-color-scheme:dark){:root{--ground:#12161c;--ink:#e8ecf1;--soft:#9aa5b3;--rule:#2a323d;
 --card:#1a2029;--line:#7aa7ff;--limit:#ff7b72;--warn:#f0b44c;--good:#5fd08f;--cone:#ff7b72}}
 @media print{:root{color-scheme:light;--ground:#fff;--ink:#000;--soft:#444;--rule:#ccc;--card:#f4f4f4;
---line:#2260c9;--limit:#b00020;--warn:#8a5200;--good:#126b3c;--cone:#b00020}body{font-size:12px}main{
-max-width:none;padding:0}section{break-after:page}figure,table,.tiles{break-inside:avoid}*{
-print-color-adjust:exact;-webkit-print-color-adjust:exact}}*{box-sizing:border-box}
+--line:#2260c9;--limit:#b00020;--warn:#8a5200;--good:#126b3c;--cone:#b00020}}
+*{box-sizing:border-box}
 body{margin:0;background:var(--ground);color:var(--ink);
 font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 main{max-width:1040px;margin:0 auto;padding:32px 24px 48px}
@@ -48,9 +47,13 @@ table.list tbody th{color:var(--ink);vertical-align:top}table.list td.figure{whi
 caption{text-align:left;color:var(--soft);font-size:.88rem;padding:4px 0}.wide{overflow-x:auto}
 details{margin:4px 0 12px;color:var(--soft);font-size:.88rem}
 h3{font-size:.95rem;margin:22px 0 4px;overflow-wrap:anywhere}
-h2,h3,caption{break-after:avoid}@media print{table.list{break-inside:auto}tr{break-inside:avoid}}
+h2,h3,caption{break-after:avoid}
 section+section{border-top:1px solid var(--rule);margin-top:48px;padding-top:32px}
 footer{color:var(--soft);font-size:.85rem;margin-top:40px}
+@media print{:root{font-size:12px}body{font-size:1rem}main{max-width:none;padding:0}section{break-after:page}
+figure,table,.tiles,tr{break-inside:avoid}table.list{break-inside:auto;font-size:9px}
+table.list th,table.list td{padding:4px 6px 4px 0}.wide{overflow-x:visible}
+*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """
 
 

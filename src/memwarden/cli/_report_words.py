@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from memwarden.cli._document import Block
-    from memwarden.cli._report import Alert, Death, Program, Report
+    from memwarden.cli._report import Alert, Death, Leak, Program, Report
     from memwarden.jobs.ledger import Season
 
 MOST_ADVICE = 5
@@ -190,8 +190,8 @@ def _gap(report: Report) -> str | None:
 
 
 def _leaking(report: Report) -> tuple[str, str]:
-    standing = [each for each in report.leaks if each.stands]
-    over = len(report.leaks) - len(standing)
+    standing = _standing(report)
+    over = sum(not each.stands for each in report.leaks)
     if standing:
         words = _some(f"{each.name} ({each.stage}, confidence {each.confidence} of 100)" for each in standing)
         more = f"; {over} more {'was' if over == 1 else 'were'} withdrawn or resolved" if over else ""
@@ -206,6 +206,15 @@ def _leaking(report: Report) -> tuple[str, str]:
         words = f"no verdict is kept of {_count(report.unjudged, 'process', 'es')}"
         return f"No leak is on record; {words}.", "warn"
     return "Nothing was found to leak.", "good"
+
+
+def _standing(report: Report) -> list[Leak]:
+    """Those that stand, or stood when their process ended: the surest of each program."""
+    found: dict[str, Leak] = {}
+    for each in sorted(report.leaks, key=lambda leak: (leak.stage != "confirmed", -leak.confidence)):
+        if each.stands:
+            found.setdefault(each.name, each)
+    return list(found.values())
 
 
 def _told(report: Report) -> tuple[str, str]:
@@ -307,10 +316,9 @@ def _about_kills(report: Report) -> Iterable[str]:
 
 
 def _about_leaks(report: Report) -> Iterable[str]:
-    for each in report.leaks:
-        if each.stands:
-            advice = CAUSE_ADVICE.get(each.cause or "unknown", CAUSE_ADVICE["unknown"])
-            yield f"{each.name} (pid {each.pid}), leak {each.stage}: {each.text.rstrip('.')}. {_sentence(advice)}"
+    for each in _standing(report):
+        advice = CAUSE_ADVICE.get(each.cause or "unknown", CAUSE_ADVICE["unknown"])
+        yield f"{each.name} (pid {each.pid}), leak {each.stage}: {each.text.rstrip('.')}. {_sentence(advice)}"
 
 
 def _about_limits(report: Report) -> Iterable[str]:
@@ -347,8 +355,8 @@ def _about_jobs(report: Report) -> Iterable[str]:
     if report.quarantine:
         roots = list(dict.fromkeys(each.root for each in report.quarantine))
         yield (
-            f"Look at {_left_out(report)} that killed workers and stays undone (`memwarden jobs quarantine`); "
-            f"`memwarden jobs retry {roots[0]}` has it done after all"
+            f"Look at what is in quarantine, {_left_out(report)} at which workers died (`memwarden jobs quarantine`); "
+            f"`memwarden jobs retry {roots[0]}` tries again"
         )
     failed = sum(each.failed for each in report.seasons)
     if failed:
