@@ -150,6 +150,17 @@ def test_kills_and_restarts_of_other_times_are_not_of_this_one(season: Season) -
     assert (it.lives, it.kills, it.restarts) == (2, 1, 1)
 
 
+def test_an_end_that_is_no_kill_is_told_as_what_it_is_known_to_be(season: Season) -> None:
+    season.process("python a.py", (9, 5), flat(100), kind="outside", verdict="crashed")
+    season.process("python b.py", (9, 5), flat(100), verdict=None)  # without a word: os._exit, or a SIGKILL
+    season.process("python c.py", (9, 5), flat(100), kind="outside", verdict="failed")
+    killed = as_data(of(season))["sentences"][0]
+    assert "no guarded process is known to have been killed for memory" in killed.lower()
+    assert "2 processes did not end in order (" in killed
+    assert "crashed" in killed
+    assert "gone without a word" in killed
+
+
 def test_a_limit_that_changed_is_said_to_have(season: Season) -> None:
     season.process("python app.py", (10, 5), flat(200), limit_mib=256)
     season.process("python app.py", (5, 0.1), flat(300), limit_mib=512)

@@ -74,7 +74,7 @@ class Span(Fact):
 
 
 class Death(Fact):
-    """One process that ended within the span, other than by itself. `verdict` is of `supervise.deaths`."""
+    """One process that ended within the span, and not in order. `verdict` is of `supervise.deaths`."""
 
     pid: int
     name: str

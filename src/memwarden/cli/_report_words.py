@@ -146,8 +146,7 @@ def _killed(report: Report) -> tuple[str, str]:
     others = [each for each in report.deaths if each.verdict not in KERNEL]
     if others:
         kinds = ", ".join(dict.fromkeys(_ENDS[each.verdict] for each in others))
-        own = "itself" if len(others) == 1 else "themselves"
-        words.append(f"{_count(len(others), 'process', 'es')} ended otherwise than by {own} ({kinds})")
+        words.append(f"{_count(len(others), 'process', 'es')} did not end in order ({kinds})")
     near = [each for each in report.programs if (each.peak_ratio or 0.0) >= TIGHT]
     if near:
         words.append(f"near the limit (90 % or more): {_some(_peak_words(each) for each in near)}")
