@@ -16,6 +16,7 @@ NAMES = (
     "loop_cost",
     "supervisor_cost",
     "service",
+    "report",
     "cli_cost",
     "breaker",
     "reclaim",

@@ -173,7 +173,8 @@ def state_directory(setting: str | None, environ: Mapping[str, str]) -> str | No
 class Store:
     """Opens the file in `folder` (None: the usual place). Raises StoreError where it must not or cannot be used.
 
-    `memory`, where given, says why it is to live in memory and not in a file.
+    `memory`, where given, says why it is to live in memory and not in a file. `reading` is for whoever only looks: no
+    file is made, nothing lives in memory in its stead (StoreError says why), and others write while it reads.
 
     Every call is one transaction of its own, and waits at most 5 s for other writers.
     """
@@ -186,8 +187,10 @@ class Store:
         clock: Clock | None = None,
         mounts: str = "/proc/self/mountinfo",
         memory: str = "",
+        reading: bool = False,
     ) -> None:
         self._clock = clock or SystemClock()
+        self._reads = reading
         self._lock = threading.Lock()
         self._inherited: list[sqlite3.Connection] = []
         self.notes: tuple[str, ...] = ()
@@ -199,9 +202,11 @@ class Store:
                 raise OSError(memory)  # noqa: TRY301  one way out for all that keeps it from its file
             if found is None:
                 raise OSError("no folder is known: set MEMWARDEN_DIR")  # noqa: TRY301
-            self.path = self._place(found, mounts)
+            self.path = self._place(found, mounts) if not reading else _existing(found, mounts)
             self._db = self._open(self.path)
         except (OSError, sqlite3.OperationalError) as error:
+            if reading:
+                raise _unreadable(error, found) from error
             self._db = self._in_memory(found, error)
         self._pid = os.getpid()
 
@@ -209,14 +214,7 @@ class Store:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         if os.stat(folder).st_uid == os.geteuid() and os.stat(folder).st_mode & 0o077:
             os.chmod(folder, 0o700)
-        kind = _kind_of(folder, mounts)
-        if kind in NETWORK:
-            raise StoreError(
-                f"is on a network file system ({kind}), where SQLite's write-ahead log loses data",
-                where=folder,
-                mend="set MEMWARDEN_DIR to a folder of this machine",
-            )
-        if kind in IN_MEMORY:
+        if (kind := _local_kind(folder, mounts)) in IN_MEMORY:
             self.notes = (f"{folder} is on {kind}: it counts towards the memory limit, and is lost at a restart",)
         path = os.path.join(folder, FILE_NAME)
         try:
@@ -236,7 +234,9 @@ class Store:
         try:
             db.execute("PRAGMA journal_mode = WAL").close()
             db.execute("PRAGMA synchronous = NORMAL").close()
-            _migrate(db, path)
+            # Whoever only looks waits for no writer, unless there is something to bring up.
+            if not self._reads or db.execute("PRAGMA user_version").fetchone()[0] != len(_MIGRATIONS):
+                _migrate(db, path)
         except sqlite3.OperationalError:
             db.close()
             raise
@@ -278,7 +278,7 @@ class Store:
             self._after_fork()
         with self._lock:
             try:
-                self._db.execute("BEGIN IMMEDIATE")
+                self._db.execute("BEGIN" if self._reads else "BEGIN IMMEDIATE")
                 try:
                     yield self._db
                     self._db.execute("COMMIT")
@@ -372,6 +372,37 @@ def write_checkpoint(db: sqlite3.Connection, it: Checkpoint, *, table: str = "ch
         done = db.execute(query, (*values, it.name, it.part, it.version - 1)).rowcount
     if done != 1:
         raise CheckpointError.taken(it.name)
+
+
+def _local_kind(folder: str, mounts: str) -> str:
+    """The kind of the file system. Raises StoreError for one of the network."""
+    kind = _kind_of(folder, mounts)
+    if kind in NETWORK:
+        raise StoreError(
+            f"is on a network file system ({kind}), where SQLite's write-ahead log loses data",
+            where=folder,
+            mend="set MEMWARDEN_DIR to a folder of this machine",
+        )
+    return kind
+
+
+def _existing(folder: str, mounts: str) -> str:
+    """The file in it that is there already. Raises OSError, and StoreError for a file system of the network."""
+    path = os.path.join(folder, FILE_NAME)
+    _local_kind(folder, mounts)
+    if os.path.islink(path):
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+    os.stat(path)
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), path)
+    return path
+
+
+def _unreadable(error: OSError | sqlite3.OperationalError, folder: str | None) -> StoreError:
+    where = os.path.join(folder, FILE_NAME) if folder else "store"
+    if isinstance(error, FileNotFoundError):
+        return StoreError("there is none yet", where=where)
+    return StoreError(getattr(error, "strerror", None) or str(error), where=where, mend="see that it can be read")
 
 
 def _migrate(db: sqlite3.Connection, path: str) -> None:

@@ -21,7 +21,7 @@ import pytest
 
 from memwarden.cli import _table, main, monitor
 from memwarden.cli._export import COLUMNS, FileOutlet, Recorder, format_of, open_export
-from memwarden.cli._targets import Ended, Group, OneProcess, Sample, Surroundings
+from memwarden.cli._targets import Ended, Group, OneProcess, Sample, Surroundings, lines_here
 from memwarden.errors import ConfigError, MemwardenError
 from memwarden.facts import Level
 from memwarden.judge import Judge
@@ -814,6 +814,6 @@ def test_a_foreign_command_line_cannot_command_the_terminal() -> None:
 
 def test_thresholds_of_the_levels_come_from_the_configuration() -> None:
     with FakeMachine(environ={"MEMWARDEN_WARNING": "0.5", "MEMWARDEN_CRITICAL": "0.6"}) as machine:
-        assert monitor._lines(machine).warning == 0.5
+        assert lines_here(machine).warning == 0.5
     with FakeMachine(environ={"MEMWARDEN_WARNING": "1"}) as machine, pytest.raises(ConfigError, match="ambiguous"):
-        monitor._lines(machine)
+        lines_here(machine)

@@ -26,6 +26,7 @@ COMMANDS = {
     "analyze": "a recorded trace: average, peak, spikes, forecast, recommended limit",
     "serve": "the service: history of every guarded process, alerts delivered, deaths told",
     "history": "how much memory a guarded process used, as the service kept it",
+    "report": "one page over a day, a week or a month that a manager can read",
     "status": "the guarded processes of this user, as they are now",
     "gc": "have a running guarded process collect its garbage",
     "cleanup": "have a running guarded process climb its cleanup ladder",

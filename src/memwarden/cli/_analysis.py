@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from memwarden.facts import Fact, Forecast, Trend
 from memwarden.judge import robust
-from memwarden.judge.advise import leak_advice, recommendations, recommended_limit
+from memwarden.judge.advise import fitting_limit, leak_advice, recommendations
 from memwarden.judge.forecast import forecast
 from memwarden.judge.history import BUCKETS, History
 from memwarden.judge.leak import plain_rule
 from memwarden.judge.leakwatch import Ending, replay
 from memwarden.judge.signs import Columns
-from memwarden.judge.trend import Spike, is_rapid, slices_of, spikes, trend
+from memwarden.judge.trend import Spike, is_rapid, spikes, trend
 from memwarden.units import format_bytes, format_duration, format_ratio
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 # for dictionaries (measured with sys._debugmallocstats on CPython 3.11). The answer is marked as an
 # estimate.
 MEAN_BLOCK_BYTES = 64
-# The first tenth of a recording is start-up: imports, caches, the first request.
-WARM_UP = 0.1
 # Where this process is less than a quarter of what is counted, others share the limit with it.
 OWN_SHARE = 0.25
 
@@ -174,10 +172,7 @@ def _is_ours(own: Series, used: Series) -> bool:
 
 
 def _recommended(series: Series, *, at_least: Series) -> int | None:
-    pieces = slices_of(series.history().buckets())
-    settled = pieces[int(len(pieces) * WARM_UP) :]
-    highest = max(series.peak_bytes, at_least.peak_bytes)
-    return recommended_limit([piece.high_bytes for piece in settled], highest_bytes=highest)
+    return fitting_limit(series.history().buckets(), highest_bytes=max(series.peak_bytes, at_least.peak_bytes))
 
 
 def _efficiency(trace: Trace, average_bytes: float, peak_bytes: float) -> tuple[float | None, str]:

@@ -7,6 +7,10 @@ import sys
 
 from memwarden.errors import MemwardenError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 
 def write_output(text: str, path: str | None) -> None:
     """To `path`, or to standard output without one. Raises MemwardenError where it cannot be written.
@@ -33,6 +37,18 @@ def write_output(text: str, path: str | None) -> None:
             where=where,
             mend="nothing was written; name another place with --output",
         ) from exc
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of as many cells each as lines, every column as wide as its widest cell."""
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def one_line(text: object, most: int = 80) -> str:
+    """Foreign text as one line that a terminal does not obey, at most so long."""
+    shown = "".join(c if c.isprintable() else " " for c in ("" if text is None else str(text)))
+    return shown if len(shown) <= most else f"{shown[: most - 3]}..."
 
 
 def _print(text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from memwarden.errors import StoreError
 from memwarden.jobs.ledger import Ledger
 from memwarden.store import Store
 
@@ -14,24 +15,33 @@ SHOWN = ("waiting", "delayed", "running", "failed")
 
 
 class Queues:
-    """Looks into the store; what cannot be read is said once by the store itself, and is nothing here."""
+    """Looks into the store and keeps nobody from writing. `why_not` says why it cannot be read; it is tried again.
+
+    Whoever watches memory must not end because a store is not there yet, or is locked for a moment.
+    """
 
     def __init__(self, folder: str | None = None) -> None:
-        self._store = Store(folder)
-        self._ledger = Ledger(self._store)
-        self._before = ""
+        self._folder = folder
+        self._store: Store | None = None
+        self._before: str | None = None
+        self.why_not = ""
 
     def look(self) -> list[dict[str, Any]]:
-        """One row for each engine, queue and job type."""
-        return self._ledger.statistics()
+        """One row for each engine, queue and job type; none where it cannot be read."""
+        try:
+            if self._store is None:
+                self._store = Store(self._folder, reading=True)
+            found = Ledger(self._store).statistics()
+        except StoreError as error:
+            self.why_not = f"queues are not known: {error.where}: {error.what}"
+            self.close()
+            return []
+        self.why_not = ""
+        return found
 
     def news(self, rows: list[dict[str, Any]]) -> str:
         """In words, where it is not as it was."""
-        words = "; ".join(
-            f"queue {row['queue']}{f' ({row_type})' if (row_type := row['type']) else ''}: "
-            + ", ".join(f"{row[name]} {name}" for name in SHOWN if row[name] or name in ("waiting", "running"))
-            for row in rows
-        )
+        words = self.why_not or "; ".join(map(_in_words, rows)) or "no job is on record"
         if words == self._before:
             return ""
         self._before = words
@@ -39,4 +49,12 @@ class Queues:
 
     def close(self) -> None:
         """Close the store."""
-        self._store.close()
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+
+def _in_words(row: dict[str, Any]) -> str:
+    kind = f" ({row['type']})" if row["type"] else ""
+    counts = ", ".join(f"{row[name]} {name}" for name in SHOWN if row[name] or name in ("waiting", "running"))
+    return f"queue {row['queue']}{kind}: {counts}"

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from memwarden.config import settle
 from memwarden.errors import MemwardenError, NotPermittedError, ProcessNotFoundError
 from memwarden.facts import Candidate, Fact, Limit, Reading
-from memwarden.sense import find_limit, make_sensor, tree
+from memwarden.judge import Lines
+from memwarden.sense import find_cgroup, find_limit, identify, make_sensor, tree
 from memwarden.units import MIB, format_bytes
 
 if TYPE_CHECKING:
@@ -358,3 +360,16 @@ def _watchable(machine: Machine, pid: int) -> Process:
 
 def _short(text: str, size: int = 60) -> str:
     return text if len(text) <= size else text[: size - 3] + "..."
+
+
+def lines_here(machine: Machine) -> Lines:
+    """The lines of the levels as a Warden here would have them."""
+    platform = identify(machine, find_cgroup(machine)[0]).name
+    config = settle(environ=machine.environ, platform=platform).config
+    return Lines(
+        warning=config.warning,
+        critical=config.critical,
+        emergency=config.emergency,
+        leave_gap=config.leave_gap,
+        dwell_s=config.dwell_s,
+    )

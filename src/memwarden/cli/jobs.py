@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from memwarden.cli._output import write_output
+from memwarden.cli._output import columns, one_line, write_output
 from memwarden.errors import ConfigError, JobError
 from memwarden.units import format_bytes, format_duration
 
@@ -130,19 +130,10 @@ def _print(args: Namespace, document: Any, heads: Sequence[str], rows: Sequence[
 
         write_output(json.dumps(document, indent=2) + "\n", None)
     elif rows:
-        table = [tuple(heads), *(tuple(row) for row in rows)]
-        widths = [max(len(line[column]) for line in table) for column in range(len(heads))]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in table]
-        write_output("\n".join(lines) + "\n", None)
+        write_output("\n".join(columns([heads, *rows])) + "\n", None)
     else:
         print(empty, file=sys.stderr)
     return 0
-
-
-def _plain(text: object, most: int = 80) -> str:
-    """One line of foreign text."""
-    shown = "".join(c if c.isprintable() else " " for c in ("" if text is None else str(text)))
-    return shown if len(shown) <= most else f"{shown[: most - 3]}..."
 
 
 def _list(args: Namespace, ledger: Ledger) -> int:
@@ -150,7 +141,7 @@ def _list(args: Namespace, ledger: Ledger) -> int:
     now = time.time()
     rows = [
         (
-            each.id, each.state, _plain(each.name, 50), each.type or "-", str(each.items),
+            each.id, each.state, one_line(each.name, 50), each.type or "-", str(each.items),
             " ".join(f"{count} {state}" for state, count in sorted(each.parts.items())),
             format_bytes(each.peak_bytes) if each.peak_bytes is not None else "-",
             str(each.quarantined), f"{format_duration(now - each.created_unix_s)} ago",
@@ -172,14 +163,14 @@ def _status(args: Namespace, ledger: Ledger) -> int:
     status = _found(ledger, args.id)
     document = status.as_dict()
     document["result"] = ledger.result(args.id) if status.state == "done" else None
-    rows = [(name, _plain(value, 200)) for name, value in document.items() if value is not None]
+    rows = [(name, one_line(value, 200)) for name, value in document.items() if value is not None]
     return _print(args, document, ("FIELD", "VALUE"), rows, "")
 
 
 def _stats(args: Namespace, ledger: Ledger) -> int:
     found = ledger.statistics()
     heads = ("engine", "queue", "type", "waiting", "delayed", "running", "done", "failed", "jobs_open", "jobs_failed")
-    rows = [[_plain(row[head]) or "-" for head in heads] for row in found]
+    rows = [[one_line(row[head]) or "-" for head in heads] for row in found]
     return _print(args, found, [head.upper() for head in heads], rows, "no job is in this store")
 
 
@@ -191,7 +182,7 @@ def _ledger(args: Namespace, ledger: Ledger) -> int:
             str(row["part"]), str(row["attempt"]), row["ending"] or "running",
             format_duration(row["ended_unix_s"] - row["started_unix_s"]) if row["ended_unix_s"] else "-",
             format_bytes(row["peak_bytes"]) if row["peak_bytes"] is not None else "-",
-            str(row["items"] if row["items"] is not None else "-"), str(row["worker"]["pid"]), _plain(row["text"]),
+            str(row["items"] if row["items"] is not None else "-"), str(row["worker"]["pid"]), one_line(row["text"]),
         )
         for row in found
     ]  # fmt: skip
@@ -203,9 +194,9 @@ def _quarantine(args: Namespace, ledger: Ledger) -> int:
     found = ledger.quarantined(args.id)
     rows = [
         (
-            each.root, str(each.part), _plain(each.low or "the start", 40),
-            _plain(each.high or ("the end" if each.whole else "?"), 40), str(each.deaths), each.kind,
-            "yes" if each.retried else "no", _plain(each.text),
+            each.root, str(each.part), one_line(each.low or "the start", 40),
+            one_line(each.high or ("the end" if each.whole else "?"), 40), str(each.deaths), each.kind,
+            "yes" if each.retried else "no", one_line(each.text),
         )
         for each in found
     ]  # fmt: skip

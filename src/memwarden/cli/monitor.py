@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from memwarden.cli import _alerting, _table
 from memwarden.cli._export import Outlet, Recorder, open_export
-from memwarden.cli._targets import Ended, Group, OneProcess, Surroundings
-from memwarden.config import settle
+from memwarden.cli._targets import Ended, Group, OneProcess, Surroundings, lines_here
 from memwarden.errors import ConfigError
 from memwarden.facts import Level
 from memwarden.facts import Surroundings as Around
 from memwarden.findings import Findings
-from memwarden.judge import History, Judge, Lines
-from memwarden.sense import Machine, SystemClock, find_cgroup, identify
+from memwarden.judge import History, Judge
+from memwarden.sense import Machine, SystemClock
 from memwarden.units import format_bytes, format_duration, format_ratio, parse_bytes, parse_duration, parse_ratio
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ def run(args: Namespace) -> int:
     plan = _Plan(args)
     machine, clock = Machine(), SystemClock()
     target = _target(args, machine, clock, plan.limit_bytes)
-    judge = Judge(_lines(machine))
+    judge = Judge(lines_here(machine))
     with ExitStack() as stack:
         stop = stack.enter_context(_stopped_by_signals())
         watch = Watch(target, judge, clock, plan)
@@ -149,19 +148,6 @@ def _target(args: Namespace, machine: MachinePort, clock: Clock, limit_bytes: in
     if args.tree:
         return Group(machine, clock, pid=args.pid, cap_bytes=limit_bytes, pss=args.pss)
     return OneProcess(machine, clock, args.pid, cap_bytes=limit_bytes)
-
-
-def _lines(machine: MachinePort) -> Lines:
-    """The lines of the levels as a Warden here would have them."""
-    platform = identify(machine, find_cgroup(machine)[0]).name
-    config = settle(environ=machine.environ, platform=platform).config
-    return Lines(
-        warning=config.warning,
-        critical=config.critical,
-        emergency=config.emergency,
-        leave_gap=config.leave_gap,
-        dwell_s=config.dwell_s,
-    )
 
 
 class Watch:
@@ -308,7 +294,7 @@ class Watch:
         if self._recorders:
             row = self._row(line)
             if queues is not None:
-                row["jobs"] = queues
+                row["jobs"] = None if self._queues is not None and self._queues.why_not else queues
             if found:
                 row["findings"] = [_row_of(each) for each in found]
             for recorder in self._recorders:

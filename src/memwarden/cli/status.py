@@ -6,6 +6,7 @@ import sys
 import time
 
 from memwarden.cli._boxes import box_folder, not_guarded
+from memwarden.cli._output import columns
 from memwarden.sense import Machine
 from memwarden.supervise.autopsy import is_alive, read_all
 from memwarden.units import format_bytes, format_duration, format_ratio
@@ -108,9 +109,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
                 row["command"][:60],
             )
         )
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-    for line in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    print("\n".join(columns(table)))
     for row in rows:
         if row["leak"]:
             print(f"{row['pid']}: leak {row['leak']['text']}")

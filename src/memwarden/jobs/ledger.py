@@ -283,6 +283,44 @@ class Status(Fact):
     error: str | None
 
 
+_SEASON_JOBS = """
+    SELECT p.engine, j.queue, j.type, SUM(CASE WHEN j.created_unix_s BETWEEN :since AND :until THEN 1 ELSE 0 END),
+        SUM(CASE WHEN j.state = 'done' AND j.finished_unix_s BETWEEN :since AND :until THEN 1 ELSE 0 END),
+        SUM(CASE WHEN j.state = 'failed' AND j.finished_unix_s BETWEEN :since AND :until THEN 1 ELSE 0 END),
+        SUM(CASE WHEN j.state = 'cancelled' AND j.finished_unix_s BETWEEN :since AND :until THEN 1 ELSE 0 END)
+    FROM jobs j JOIN job_parts p ON p.root = j.id AND p.part = 0
+    WHERE j.created_unix_s BETWEEN :since AND :until OR j.finished_unix_s BETWEEN :since AND :until
+    GROUP BY p.engine, j.queue, j.type
+"""
+_SEASON_ATTEMPTS = """
+    SELECT p.engine, j.queue, j.type, j.options, a.ending, COUNT(*), MAX(a.peak_bytes)
+    FROM job_attempts a JOIN job_parts p ON p.root = a.root AND p.part = a.part JOIN jobs j ON j.id = a.root
+    WHERE a.ended_unix_s BETWEEN :since AND :until GROUP BY p.engine, j.queue, j.type, j.options, a.ending
+"""
+
+
+class Season(Fact):
+    """What happened within a time on one queue, to one job type: jobs, and attempts at their parts by how they ended.
+
+    `peak_bytes` is the most that any attempt had, `peak_ratio` (0-1) the most of the limit that its job was submitted
+    with, which is `limit_bytes` where there was one only. None is not known.
+    """
+
+    engine: str
+    queue: str
+    type: str
+    submitted: int = 0
+    done: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    endings: Mapping[str, int] = {}
+    splits: int = 0
+    quarantined: int = 0
+    peak_bytes: int | None = None
+    peak_ratio: float | None = None
+    limit_bytes: int | None = None
+
+
 class Ledger:
     """All of it, over a Store (or whatever has `transaction()`). Safe across threads, processes and forks."""
 
@@ -904,6 +942,36 @@ class Ledger:
             rows = db.execute(query, {"now": now}).fetchall()
         return [dict(zip(names, row, strict=True)) for row in rows]
 
+    def seasons(self, since_unix_s: float, until_unix_s: float) -> list[Season]:
+        """What was submitted, ended, split and given up from then until then, per engine, queue and job type.
+
+        A job that expired is not counted any more: `keep` of the job says how long it is on record.
+        """
+        of = {"since": since_unix_s, "until": until_unix_s}
+        counts = (
+            "SELECT p.engine, j.queue, j.type, COUNT(*) FROM {0} e JOIN jobs j ON j.id = e.root"
+            " JOIN job_parts p ON p.root = j.id AND p.part = 0 WHERE e.unix_s BETWEEN :since AND :until AND {1}"
+            " GROUP BY p.engine, j.queue, j.type"
+        )
+        with self._place.transaction() as db:
+            rows = db.execute(_SEASON_JOBS, of).fetchall()
+            ended = db.execute(_SEASON_ATTEMPTS, of).fetchall()
+            split = db.execute(counts.format("job_events", "e.kind = 'job_split'"), of).fetchall()
+            left_out = db.execute(counts.format("job_quarantine", "e.retried = 0"), of).fetchall()
+        found: dict[tuple[str, str, str], dict[str, Any]] = {}
+        for row in rows:
+            names = ("submitted", "done", "failed", "cancelled")
+            found.setdefault(tuple(row[:3]), {}).update(zip(names, row[3:], strict=True))
+        for name, some in (("splits", split), ("quarantined", left_out)):
+            for row in some:
+                found.setdefault(tuple(row[:3]), {})[name] = row[3]
+        for row in ended:
+            _add_ending(found.setdefault(tuple(row[:3]), {}), row[3:])
+        return [
+            Season(engine=engine, queue=queue, type=kind, **values)
+            for (engine, queue, kind), values in sorted(found.items())
+        ]
+
     def attempts(self, root: str, *, most: int = 200) -> list[dict[str, Any]]:
         """The newest attempts at a job's parts."""
         names = (
@@ -1009,6 +1077,21 @@ class Ledger:
             for row in rows:
                 yield json.loads(row[1])
             path = rows[-1][0]
+
+
+def _add_ending(values: dict[str, Any], row: Sequence[Any]) -> None:
+    """Attempts of one season with the same options that ended alike: (options, ending, count, highest peak)."""
+    options, ending, count, peak = row
+    endings = values.setdefault("endings", {})
+    endings[ending] = endings.get(ending, 0) + count
+    if peak is None:
+        return
+    values["peak_bytes"] = max(peak, values.get("peak_bytes") or 0)
+    limit = json.loads(options).get("limit_bytes")
+    if not isinstance(limit, int) or limit <= 0:
+        return
+    values["limit_bytes"] = limit if values.get("limit_bytes", limit) == limit else None
+    values["peak_ratio"] = max(peak / limit, values.get("peak_ratio") or 0.0)
 
 
 class Watch:

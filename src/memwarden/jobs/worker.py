@@ -63,7 +63,7 @@ def submit(
     root, new = ledger.submit(
         job.name, arguments, type=job.type, chunk=job.profile.chunk, engine=engine.name,
         queue=queue, priority=priority, delay_s=delay_s,
-        unique=unique, options=job.options(),
+        unique=unique, options={**job.options(), "limit_bytes": job.profile.limit_bytes},
     )  # fmt: skip
     if new:
         _send(ledger.outbox(root), engine, ledger)

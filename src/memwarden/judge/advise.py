@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from memwarden.judge import robust
+from memwarden.judge.trend import slices_of
 from memwarden.units import MIB, format_bytes, format_duration
 
 TYPE_CHECKING = False
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from memwarden.facts import Forecast, Trend
+    from memwarden.judge.history import Bucket
     from memwarden.judge.leak import Look
 
 # As the Kubernetes vertical pod autoscaler: a high quantile of the peaks plus 15 %, and after an OOM kill
@@ -24,6 +26,8 @@ OOM_LEAST_BYTES = 100 * MIB
 OVER_PEAK = 1.05
 ROUND_BYTES = 16 * MIB
 
+# The first tenth of a recording is start-up: imports, caches, the first request.
+WARM_UP = 0.1
 # Below this share of the limit the rest is paid for and never used; above that share the next peak may be
 # the last.
 FAR_BELOW = 0.5
@@ -47,6 +51,17 @@ def recommended_limit(
     return max(1, -int(-wanted // ROUND_BYTES)) * ROUND_BYTES
 
 
+def fitting_limit(
+    buckets: Sequence[Bucket], *, highest_bytes: float | None = None, oom_killed: bool = False
+) -> int | None:
+    """The recommended limit for what these buckets of a history saw, its first tenth left out as start-up."""
+    pieces = slices_of(buckets) if buckets else []
+    settled = pieces[int(len(pieces) * WARM_UP) :]
+    return recommended_limit(
+        [piece.high_bytes for piece in settled], highest_bytes=highest_bytes, oom_killed=oom_killed
+    )
+
+
 def recommendations(
     trend: Trend, forecast: Forecast, *, limit_bytes: int | None, recommended_bytes: int | None
 ) -> tuple[str, ...]:
@@ -56,7 +71,7 @@ def recommendations(
     if _grows(trend, forecast):
         return (_growing(trend, forecast, limit_bytes), *_while_growing(trend))
     words = [_state(trend, forecast)]
-    fit = _fit(trend.peak_bytes, limit_bytes, recommended_bytes)
+    fit = limit_advice(trend.peak_bytes, limit_bytes, recommended_bytes)
     if limit_bytes is not None and trend.peak_bytes > TIGHT * limit_bytes:
         words.insert(0, fit)
     elif fit:
@@ -70,7 +85,7 @@ def recommendations(
 
 
 # What to do about growth of each cause.
-_ADVICE = {
+CAUSE_ADVICE = {
     "python": "find the container or the lost reference: take two censuses by type, or watch the live-heap sites",
     "native": (
         "memory outside of Python's objects grows: suspect an extension, a buffer that is appended to, a connection "
@@ -99,9 +114,9 @@ def leak_advice(
         pace = format_bytes(look.growth_bytes_per_minute or 0.0)
         verdict = f"memory {grade}, {pace} a minute (cause: {look.cause}, confidence {look.confidence} of 100)"
         first, rest = (others[:1], others[1:]) if urgent else ((), others)
-        return (*first, verdict, _ADVICE[look.cause], *(each for each in rest if each != "memory is stable"))
+        return (*first, verdict, CAUSE_ADVICE[look.cause], *(each for each in rest if each != "memory is stable"))
     known = look.cause in {"fragmentation", "cache", "traffic", "step"}
-    return (*others, _ADVICE[look.cause]) if known else tuple(others)
+    return (*others, CAUSE_ADVICE[look.cause]) if known else tuple(others)
 
 
 def _grows(trend: Trend, forecast: Forecast) -> bool:
@@ -139,7 +154,7 @@ def _state(trend: Trend, forecast: Forecast) -> str:
     return "memory is stable"
 
 
-def _fit(peak_bytes: int, limit_bytes: int | None, recommended_bytes: int) -> str:
+def limit_advice(peak_bytes: int, limit_bytes: int | None, recommended_bytes: int) -> str:
     """How the limit fits the workload; empty where it does."""
     wanted, peak = format_bytes(recommended_bytes), format_bytes(peak_bytes)
     if limit_bytes is None:

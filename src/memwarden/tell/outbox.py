@@ -131,6 +131,8 @@ class Outbox:
 
     A damaged store is moved aside and a new one begun: `moved` names where the old one is. Where none can be written it
     lives in memory: `degraded` says why, and `recover` tries again.
+
+    `store`, where given, is an open one that is used as it is, for whoever only asks.
     """
 
     def __init__(
@@ -142,6 +144,7 @@ class Outbox:
         clock: Clock,
         random: Callable[[], float] | None = None,
         memory: str = "",
+        store: Store | None = None,
     ) -> None:
         self._settings, self._folder, self._environ, self._clock = settings, folder, environ, clock
         self._policy = settings.policy
@@ -150,7 +153,7 @@ class Outbox:
         self._count = self._claims = 0
         self.moved: list[str] = []
         self.dropped = 0
-        self._store = self._open() if not memory else self._in_memory(memory)
+        self._store = store if store is not None else self._open() if not memory else self._in_memory(memory)
 
     # --- the file ------------------------------------------------------------------------------------------------
 
@@ -602,20 +605,20 @@ class Outbox:
 
     def history(
         self, *, since_unix_s: float = 0.0, kind: str | None = None, target: str | None = None, key: str | None = None,
-        most: int = 100, touched_since_unix_s: float | None = None,
+        most: int = 100, touched_since_unix_s: float | None = None, until_unix_s: float = 1e11,
     ) -> list[Told]:  # fmt: skip
-        """The newest events first. `target` may be a pattern (`shop*`).
+        """The newest events first, of [since, until). `target` may be a pattern (`shop*`).
 
         With `touched_since_unix_s` those alone of which something was delivered, or given up, since then, or waits.
         """
         query = (
             "SELECT seq, id, key, kind, what, level, title, text, unix_s, target, host, details, why FROM alert_events "
-            "WHERE unix_s >= ? AND (? IS NULL OR kind = ?) AND (? IS NULL OR target GLOB ?) AND (? IS NULL OR key = ?) "
-            "AND (? IS NULL OR EXISTS (SELECT 1 FROM alert_deliveries WHERE event = seq AND (done_unix_s >= ? OR "
-            "state = 'pending'))) ORDER BY seq DESC LIMIT ?"
+            "WHERE unix_s >= ? AND unix_s < ? AND (? IS NULL OR kind = ?) AND (? IS NULL OR target GLOB ?) "
+            "AND (? IS NULL OR key = ?) AND (? IS NULL OR EXISTS (SELECT 1 FROM alert_deliveries "
+            "WHERE event = seq AND (done_unix_s >= ? OR state = 'pending'))) ORDER BY seq DESC LIMIT ?"
         )
         touched = touched_since_unix_s
-        values = (since_unix_s, kind, kind, target, target, key, key, touched, touched, most)
+        values = (since_unix_s, until_unix_s, kind, kind, target, target, key, key, touched, touched, most)
         with self._store.transaction() as db:
             rows = db.execute(query, values).fetchall()
             found = []

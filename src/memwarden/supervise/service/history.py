@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from memwarden.ports import Clock
 
-__all__ = ["FILE_NAME", "MOST_BYTES", "History", "Life", "Point"]
+__all__ = ["FILE_NAME", "MOST_BYTES", "History", "Life", "Point", "Summary"]
 
 FILE_NAME = "history.db"
 # A day of twenty processes at one tick a second takes 95 MiB (benchmarks/service.py); their 30 days of minutes are half
@@ -83,6 +83,32 @@ _MERGE = """
 """
 
 
+# Averages are of buckets and not of ticks: a process that is short of memory is looked at more often.
+# total() and not sum() of sums: those of years do not fit SQLite's integers, and its sum() fails then.
+_SUMMARY = """
+    SELECT count(*), min(at), max(at), avg(CASE WHEN used_count THEN used_sum * 1.0 / used_count END), max(used_max),
+        avg(CASE WHEN rss_count THEN rss_sum * 1.0 / rss_count END), max(rss_max),
+        max(CASE WHEN limit_max THEN used_max * 1.0 / limit_max END), max(limit_max), min(nullif(limit_max, 0))
+    FROM {name} WHERE life IN ({lives}) AND at >= :from AND at < :to
+"""
+# Fine buckets are read only where a coarse one says that there was something: CROSS keeps SQLite to that order.
+_TROUBLE = """
+    SELECT count(DISTINCT CASE WHEN m.level_max >= 1 THEN m.at END),
+        count(DISTINCT CASE WHEN m.level_max >= 2 THEN m.at END),
+        count(DISTINCT CASE WHEN m.limit_max AND m.used_max >= :warning * m.limit_max THEN m.at END),
+        count(DISTINCT CASE WHEN m.limit_max AND m.used_max >= :critical * m.limit_max THEN m.at END)
+    FROM {name} AS h CROSS JOIN {fine} AS m ON m.life = h.life AND m.at >= h.at AND m.at < h.at + {step_s}
+    WHERE h.life IN ({lives}) AND h.at >= :from AND h.at < :to
+        AND (h.level_max >= 1 OR (h.limit_max AND h.used_max >= :warning * h.limit_max))
+        AND (m.level_max >= 1 OR (m.limit_max AND m.used_max >= :warning * m.limit_max))
+"""
+_COURSE = """
+    SELECT at / ? * ? AS start, sum(count), total(used_count), total(used_sum), min(used_min), max(used_max),
+        total(rss_count), total(rss_sum), min(rss_min), max(rss_max), max(limit_max), max(level_max)
+    FROM {name} WHERE life IN ({lives}) AND at >= ? AND at < ? GROUP BY start ORDER BY start
+"""
+
+
 class Life(Fact):
     """One life of a guarded process, as a black box told it. `last` is the number of its last tick that was folded.
 
@@ -118,10 +144,31 @@ class Point(Fact):
     level: Level
 
 
+class Summary(Fact):
+    """The buckets of some lives within a time, of one tier, as one: of what counts against the limit where it is known.
+
+    `peak_ratio` (0-1) is the highest of any bucket over the limit of that bucket; `limit_bytes` is that of the last
+    one. `at_level` says in how many of the fine tier's buckets any was at WARNING, and at CRITICAL, or above;
+    `at_share` in how many one was at those lines of its limit.
+    """
+
+    first_unix_s: int
+    last_unix_s: int
+    average_bytes: float | None
+    peak_bytes: int | None
+    peak_ratio: float | None
+    limit_bytes: int | None
+    least_limit_bytes: int | None
+    most_limit_bytes: int | None
+    at_level: tuple[int, int]
+    at_share: tuple[int, int]
+
+
 class History:
     """Opens the file in a folder. Raises StoreError where it cannot be used.
 
-    A damaged one is moved aside, loudly; whoever only reads it (`repair` false) gets the error instead.
+    A damaged one is moved aside, loudly. Whoever only reads it (`repair` false) gets the error instead; nothing is
+    made or changed then, and no writer is waited for.
     """
 
     def __init__(
@@ -134,7 +181,7 @@ class History:
         mounts: str = "/proc/self/mountinfo",
     ) -> None:
         self.path = os.path.join(folder, FILE_NAME)
-        self._clock, self._most_bytes = clock, most_bytes
+        self._clock, self._most_bytes, self._reads = clock, most_bytes, not repair
         self._log = logging.getLogger(_LOG)
         self._refuse_network(folder, mounts)
         try:
@@ -165,7 +212,7 @@ class History:
 
     def _open(self) -> sqlite3.Connection:
         try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (0 if self._reads else os.O_CREAT)
             os.close(os.open(self.path, flags, 0o600))  # the log and the shared memory get its mode
         except OSError as error:
             raise StoreError(
@@ -174,6 +221,9 @@ class History:
         db = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None)
         try:
             db.execute(f"PRAGMA cache_size = -{CACHE_KIB}").close()
+            if self._reads:
+                self._look(db)
+                return db
             db.execute("PRAGMA auto_vacuum = INCREMENTAL").close()  # counts for a new file only
             db.execute("PRAGMA journal_mode = WAL").close()
             db.execute("PRAGMA synchronous = NORMAL").close()
@@ -184,14 +234,22 @@ class History:
             raise
         return db
 
+    def _look(self, db: sqlite3.Connection) -> int:
+        """The version of what is there already. Raises StoreError for one of the future, and where there is nothing."""
+        version: int = db.execute("PRAGMA user_version").fetchone()[0]
+        if version > _VERSION:
+            mend = "update memwarden, or set MEMWARDEN_DIR to another folder"
+            raise StoreError(f"was made by a newer memwarden (schema {version})", where=self.path, mend=mend)
+        if self._reads:
+            if version < 1:
+                raise StoreError("there is nothing in it", where=self.path, mend="`memwarden serve` fills it")
+            db.execute("SELECT count(*) FROM lives").fetchone()
+        return version
+
     def _make(self, db: sqlite3.Connection) -> None:
         db.execute("BEGIN IMMEDIATE")
         try:
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version > _VERSION:
-                mend = "update memwarden, or set MEMWARDEN_DIR to another folder"
-                raise StoreError(f"was made by a newer memwarden (schema {version})", where=self.path, mend=mend)
-            if version < 1:
+            if self._look(db) < 1:
                 db.execute(_LIVES)
                 for tier in TIERS:
                     db.execute(_TABLE.format(name=f"{tier.name}s"))
@@ -323,6 +381,56 @@ class History:
         )
         with self._transaction("BEGIN") as db:
             return tuple(_point(row) for row in db.execute(query, (life, from_s, to_s, most)))
+
+    def seen(self, from_s: float, to_s: float, *, most: int = MOST_LIVES) -> tuple[Life, ...]:
+        """The lives that began before `to_s` and were seen after `from_s`, those seen last first. Raises StoreError."""
+        with self._transaction("BEGIN") as db:
+            where = "WHERE seen_unix_s >= ? AND start_unix_s < ? ORDER BY seen_unix_s DESC, id DESC LIMIT ?"
+            return tuple(_lives(db, where, (from_s, to_s, most)))
+
+    def summary(
+        self, lives: Sequence[int], tier: Tier, from_s: float, to_s: float, *, lines: tuple[float, float], fine: Tier
+    ) -> Summary | None:
+        """All buckets of these lives that begin in [from_s, to_s) as one; None without any. Raises StoreError.
+
+        `lines` are the shares of the limit (0-1) of WARNING and CRITICAL, `fine` the tier in which the time there is
+        counted: `tier` itself, or a finer one that reaches back as far.
+        """
+        name, chosen = f"{tier.name}s", ",".join(str(int(each)) for each in lives)
+        of = {"from": from_s, "to": to_s, "warning": lines[0], "critical": lines[1]}
+        with self._transaction("BEGIN") as db:
+            query = _SUMMARY.format(name=name, lives=chosen)
+            count, first, last, *rest = db.execute(query, of).fetchone()
+            if not count:
+                return None
+            query = _TROUBLE.format(name=name, fine=f"{fine.name}s", step_s=tier.step_s, lives=chosen)
+            counts = db.execute(query, of).fetchone()
+            query = f"SELECT max(limit_max) FROM {name} WHERE life IN ({chosen}) AND at = ?"  # noqa: S608  our own names
+            limit = db.execute(query, (last,)).fetchone()[0]
+        used, used_max, rss, rss_max, ratio, most, least = rest
+        return Summary(
+            first_unix_s=first, last_unix_s=last, average_bytes=rss if used is None else used,
+            peak_bytes=rss_max if used_max is None else used_max, peak_ratio=ratio, limit_bytes=limit or most or None,
+            least_limit_bytes=least, most_limit_bytes=most or None, at_level=(counts[0], counts[1]),
+            at_share=(counts[2], counts[3]),
+        )  # fmt: skip
+
+    def course(self, lives: Sequence[int], tier: Tier, from_s: float, to_s: float, *, step_s: int) -> tuple[Point, ...]:
+        """As `points`, of several lives as one and joined to buckets of `step_s`, a multiple of the tier's.
+
+        Raises StoreError.
+        """
+        query = _COURSE.format(name=f"{tier.name}s", lives=",".join(str(int(each)) for each in lives))
+        with self._transaction("BEGIN") as db:
+            return tuple(_point(row) for row in db.execute(query, (step_s, step_s, from_s, to_s)))
+
+    def begin(self, tier: Tier) -> int | None:
+        """When the oldest bucket of this tier begins, in Unix seconds; None without any. Raises StoreError."""
+        with self._transaction("BEGIN") as db:
+            # By life, since that is how the rows lie.
+            query = f"SELECT min((SELECT min(at) FROM {tier.name}s WHERE life = id)) FROM lives"  # noqa: S608  our names
+            found: int | None = db.execute(query).fetchone()[0]
+        return found
 
     @property
     def size_bytes(self) -> int:
