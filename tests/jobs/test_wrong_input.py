@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +20,7 @@ from tests.jobs.test_inline import Inline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.fixture
@@ -232,6 +236,23 @@ def test_the_monitor_shows_the_queues(folder: str) -> None:
     assert found
     assert {"queue", "type", "waiting", "running", "failed"} <= set(found[0][0])
     assert "queue default: 0 waiting" in outside(folder, *words).stdout
+
+
+def test_a_folder_that_only_the_settings_name_is_the_same_for_all(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MEMWARDEN_DIR")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "memwarden.toml").write_text(f"dir = {json.dumps(folder)}\n")
+    monkeypatch.chdir(tmp_path)
+    with Runner(memory="1G", workers=1) as runner:
+        assert os.path.dirname(str(runner.store.path)) == folder
+    for words in (["jobs", "list"], ["monitor", "--jobs", "--interval", "50ms", "--duration", "100ms"]):
+        shown = subprocess.run(
+            [sys.executable, "-m", "memwarden", *words], text=True, capture_output=True, check=True, timeout=60
+        )
+        assert "total" in shown.stdout or "queue default: 0 waiting" in shown.stdout
+    assert not (tmp_path / "state").exists()
 
 
 def test_the_command_line_cancels_and_retries(folder: str) -> None:

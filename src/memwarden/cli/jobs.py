@@ -69,10 +69,11 @@ def run(args: Namespace) -> int:
     """One of them."""
     if args.command == "work":
         return _work(args)
+    from memwarden.jobs.definition import store_folder
     from memwarden.jobs.ledger import Ledger
     from memwarden.store import Store
 
-    with Store(args.dir) as store:
+    with Store(store_folder(args.dir)) as store:
         commands: dict[str, Callable[[Namespace, Ledger], int]] = {
             "list": _list, "status": _status, "stats": _stats, "ledger": _ledger, "quarantine": _quarantine,
             "retry": _retry, "cancel": _cancel,

@@ -182,8 +182,9 @@ class Watch:
         self._queues: Queues | None = None
         if plan.jobs:
             from memwarden.cli._queues import Queues
+            from memwarden.jobs.definition import store_folder
 
-            self._queues = Queues()
+            self._queues = Queues(store_folder(None))
 
     # --- outputs -------------------------------------------------------------------------------------------------
 

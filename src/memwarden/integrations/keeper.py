@@ -15,6 +15,7 @@ from memwarden.clock import SystemClock
 from memwarden.errors import MemwardenError, StoreError
 from memwarden.facts import Level
 from memwarden.jobs import sweep
+from memwarden.jobs.definition import store_folder
 from memwarden.jobs.ledger import Watch
 from memwarden.jobs.port import LEASE_S
 from memwarden.leader import Leader
@@ -49,7 +50,7 @@ PAUSE_S = 60.0
 
 def open_store(folder: str | None) -> Store:
     """The store of this machine, for a ledger. Raises StoreError where it would not survive the process."""
-    store = Store(folder)
+    store = Store(store_folder(folder))
     if store.degraded:
         store.close()
         raise StoreError(f"jobs need a place that survives: {store.degraded}", mend="set MEMWARDEN_DIR to a folder")

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         keep: str | float
 
 
-__all__ = ["Job", "find", "job", "settings"]
+__all__ = ["Job", "find", "job", "settings", "store_folder"]
 
 NAME_CHARACTERS = 200
 _registry: dict[str, Job] = {}
@@ -161,6 +161,15 @@ def settings() -> Mapping[str, Profile]:
         config = settle(environ=os.environ).config
         _settled[:] = [_Settings(stamp=stamp, profiles=profiles_from(config, found, where=where or "jobs"))]
     return _settled[0].profiles
+
+
+def store_folder(folder: str | None) -> str | None:
+    """Where the ledger's store is: this folder, else `dir` of the settings, else None: the usual one."""
+    if folder is not None:
+        return folder
+    from memwarden.config import settle
+
+    return settle(environ=os.environ).config.directory
 
 
 if TYPE_CHECKING:

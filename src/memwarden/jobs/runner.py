@@ -21,7 +21,7 @@ from memwarden.errors import ConfigError, JobError, MemoryPressureError, StoreEr
 from memwarden.facts import Fact
 from memwarden.jobs import child
 from memwarden.jobs.child import EXIT_NO_STORE, EXIT_UNKNOWN, Order
-from memwarden.jobs.definition import find
+from memwarden.jobs.definition import find, store_folder
 from memwarden.jobs.ledger import Ledger, Watch, Worker
 from memwarden.jobs.local import LocalEngine
 from memwarden.jobs.port import Message
@@ -83,11 +83,11 @@ class _Child(Fact):
 class Runner:
     """Submits jobs to the local engine, and runs them: `run()` works until `stop()`, or until nothing is left.
 
-    `store` is a Store, or the folder of one (None: the usual place). At most `workers` parts run at once (None: one
-    for each core), and together they may take `memory` ("2G"; None: 80 % of the limit found here). `queues` are those
-    that it serves, () is all. `start`: a part's process is forked, or started anew ("spawn"), which `auto` does where
-    this process has threads or is large; `modules` are imported there first. `fence` refuses what would pass a part's
-    hard limit.
+    `store` is a Store, or the folder of one (None: `dir` of the settings, or the usual place). At most `workers` parts
+    run at once (None: one for each core), and together they may take `memory` ("2G"; None: 80 % of the limit found
+    here). `queues` are those that it serves, () is all. `start`: a part's process is forked, or started anew
+    ("spawn"), which `auto` does where this process has threads or is large; `modules` are imported there first.
+    `fence` refuses what would pass a part's hard limit.
 
     Close it, best by a with-statement. `notes` says what it could not have.
     """
@@ -112,7 +112,7 @@ class Runner:
         self.workers = whole(os.cpu_count() or 1 if workers is None else workers, "workers")
         self._grace_s = parse_duration(grace, where="grace")
         self.budget = Budget(self._budget_bytes(memory))
-        self._own_store = None if isinstance(store, Store) else Store(store)
+        self._own_store = None if isinstance(store, Store) else Store(store_folder(store))
         self.store = store if isinstance(store, Store) else self._own_store or Store()
         if self.store.path is None:
             if self._own_store is not None:
