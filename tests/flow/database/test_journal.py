@@ -283,11 +283,10 @@ engine = sa.create_engine(url)
 source = sa.Table("source", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True, autoincrement=False))
 def handle(chunk):
     if str(chunk[0].id) in writes.split(","):
-        chunk.connection.exec_driver_sql("INSERT INTO sink SELECT id FROM source WHERE id BETWEEN ? AND ?", chunk_ends(chunk))
+        insert = "INSERT INTO sink SELECT id FROM source WHERE id BETWEEN ? AND ?"
+        chunk.connection.exec_driver_sql(insert, (chunk[0].id, chunk[-1].id))
     if chunk[0].id == chunks * 100:
         os.kill(os.getpid(), signal.SIGKILL)
-def chunk_ends(chunk):
-    return (chunk[0].id, chunk[-1].id)
 flow.process(sa.select(source), handle, engine, name="n", rows=100, clock=FakeClock())
 """
 
