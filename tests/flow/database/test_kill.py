@@ -117,7 +117,8 @@ def test_what_is_written_in_the_transaction_is_there_once_among_chunks_that_are_
     print(f"mixed: {kills} kills, {again} chunks of the file handed out again")
     inside = [row for row in range(ROWS) if row // 100 % 3 == 0]
     assert [row for (row,) in database.all("SELECT id FROM sink ORDER BY id")] == inside
-    ranges = {(int(first), int(last)) for _, first, last in map(str.split, (tmp_path / "sink").open())}
+    chunks = [line.split() for line in (tmp_path / "sink").read_text().splitlines()]
+    ranges = {(int(first), int(last)) for _, first, last in chunks}
     outside = [row for first, last in ranges for row in range(first, last + 1)]
     assert sorted(outside + inside) == list(range(ROWS))
     assert kills > 0

@@ -262,7 +262,7 @@ def process(
     checkpoint is written in that same transaction (every row exactly once), or with `checkpoint=Store()` beside it
     (after a kill at most one chunk is handed out again, under the same `chunk.id`). Where a handler wrote nothing
     through `chunk.connection`, at most one chunk comes again too: its checkpoint is committed alone, or noted in a
-    small file beside an SQLite database (Linux) and committed up to 0.1 s later, which a power cut may take back.
+    small file beside an SQLite database (Linux) and committed up to 0.5 s later, which a power cut may take back.
     `checkpoint_s` sets those seconds for all databases: without such a file the chunks of that time come again after a
     kill; 0 commits behind each chunk and makes no file. A run that was finished goes on with the rows that came behind
     its last key; `restart=True` begins anew.
