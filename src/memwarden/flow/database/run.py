@@ -46,7 +46,7 @@ __all__ = ["Loop", "Processed", "Run", "Threads"]
 # What a text of an error keeps: a driver's may hold the row that it failed at.
 _ERROR_CHARACTERS = 500
 # How old the row of a table may be while a journal has the place: a power cut, which the journal does not survive,
-# takes so much back. A commit takes some 1 ms of CPU; at 0.1 s, ten processes on two cores still spent a tenth on them.
+# takes so much back. A commit takes some 1 ms of CPU, and on a busy machine there is little work in 0.1 s of the clock.
 _NOTED_S = 0.5
 
 
