@@ -62,6 +62,7 @@ def _kill_and_finish(
     lives = lives if SOAK else KILLS[database.kind]
     most = count // 100 // lives // 2  # so few chunks in each life that most are killed and do not end
     sink, seen, kills, again = folder / "sink", set[str](), 0, 0
+    sink.touch()  # the first may be killed before it is made
     for life in range(lives + 1):
         killed = _life(database, kind, folder, random.randrange(most) if life < lives else None)
         lines = sink.read_text().splitlines()
