@@ -50,6 +50,7 @@ THIRD_PARTIES = {
     "memwarden.flow.database.checkpoints": {"sqlalchemy"},
     "memwarden.flow.database.faults": {"sqlalchemy"},
     "memwarden.flow.database.indexes": {"sqlalchemy"},
+    "memwarden.flow.database.journal": {"sqlalchemy"},
     "memwarden.flow.database.processes": {"sqlalchemy"},
     "memwarden.flow.database.reader": {"sqlalchemy"},
     "memwarden.flow.database.run": {"sqlalchemy"},

@@ -1,7 +1,8 @@
 """The program that is killed: copies a table chunk by chunk, and says on stdout when it has done one.
 
 Arguments: the database's URL, the kind of sink, the folder of the file and of the store. "table": in the chunk's
-transaction; "file": with a store; "marks": a file with the checkpoints in the database, one for each chunk.
+transaction; "file": with a store; "marks": a file with the checkpoints in the database, one for each chunk; "journal":
+a file with the place in a journal between the checkpoints; "mixed": the same, and each third chunk into the table.
 """
 
 from __future__ import annotations
@@ -33,9 +34,16 @@ def main(url: str, kind: str, folder: str) -> None:
         os.write(out, f"{chunk.id} {chunk[0].id} {chunk[-1].id}\n".encode())
         os.write(1, b".\n")
 
+    def into_either(chunk: Batch) -> None:
+        (into_file if chunk[0].id // 100 % 3 else into_table)(chunk)
+
     statement = sa.select(source)
     if kind == "table":
         flow.process(statement, into_table, engine, name="copy", rows=100)
+    elif kind == "journal":
+        flow.process(statement, into_file, engine, name="copy", rows=100)
+    elif kind == "mixed":
+        flow.process(statement, into_either, engine, name="copy", rows=100)
     elif kind == "marks":
         flow.process(statement, into_file, engine, name="copy", rows=100, checkpoint_s=0)
     else:

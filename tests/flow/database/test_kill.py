@@ -1,6 +1,6 @@
 """SIGKILL at random moments: with a sink in the same database every row is there once, elsewhere a chunk may repeat.
 
-The long version is `make soak`: a hundred and sixty kills.
+The long version is `make soak`: some five hundred kills.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SOAK = bool(os.environ.get("MEMWARDEN_SOAK"))
 KILLS = {"sqlite": 3, "postgresql": 2, "mariadb": 2}  # each life of the program is most of a second
 ROWS = 100_000 if SOAK else 10_000
+NOTED_ROWS = 1_000_000 if SOAK else 10_000  # a chunk takes a fraction of a millisecond there
 
 
 def _life(database: Database, kind: str, folder: Path, kill_after: int | None) -> bool:
@@ -46,27 +47,39 @@ def _life(database: Database, kind: str, folder: Path, kill_after: int | None) -
     return process.returncode == -9
 
 
-def _fill(database: Database) -> None:
+def _fill(database: Database, count: int = ROWS) -> None:
     for name in ("source", "sink"):
         table = sa.Table(
             name, sa.MetaData(), sa.Column("id", sa.Integer, primary_key=name == "source", autoincrement=False)
         )
-        database.fill(table, [{"id": n} for n in range(ROWS)] if name == "source" else [])
+        database.fill(table, [{"id": n} for n in range(count)] if name == "source" else [])
 
 
-def _kill_and_finish(database: Database, kind: str, folder: Path) -> int:
-    lives = 40 if SOAK else KILLS[database.kind]
-    most = ROWS // 100 // lives  # so few chunks in each life that most are killed and do not end
-    kills = sum(_life(database, kind, folder, random.randrange(most)) for _ in range(lives))
-    _life(database, kind, folder, None)
-    return kills
+def _kill_and_finish(
+    database: Database, kind: str, folder: Path, lives: int = 40, count: int = ROWS
+) -> tuple[int, int]:
+    """Kill it again and again, then let it end. How often it was, and how many chunks came again in the file."""
+    lives = lives if SOAK else KILLS[database.kind]
+    most = count // 100 // lives // 2  # so few chunks in each life that most are killed and do not end
+    sink, seen, kills, again = folder / "sink", set[str](), 0, 0
+    sink.touch()  # the first may be killed before it is made
+    for life in range(lives + 1):
+        killed = _life(database, kind, folder, random.randrange(most) if life < lives else None)
+        lines = sink.read_text().splitlines()
+        new = lines[len(seen) + again :]
+        came = [line for line in new if line in seen]
+        assert came in ([], new[:1])  # the first of this life, which was in work when the last one was killed
+        again += len(came)
+        seen.update(new)
+        kills += killed
+    return kills, again
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_with_a_sink_in_the_same_database_every_row_is_there_exactly_once(database: Database, tmp_path: Path) -> None:
     _fill(database)
-    kills = _kill_and_finish(database, "table", tmp_path)
+    kills, _ = _kill_and_finish(database, "table", tmp_path)
     assert database.all("SELECT count(*), count(DISTINCT id), min(id), max(id) FROM sink") == [
         (ROWS, ROWS, 0, ROWS - 1)
     ]
@@ -76,19 +89,37 @@ def test_with_a_sink_in_the_same_database_every_row_is_there_exactly_once(databa
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("kind", ["file", "marks"])
+@pytest.mark.parametrize(("kind", "lives"), [("file", 40), ("marks", 40), ("journal", 150)])
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_with_a_sink_elsewhere_a_kill_repeats_at_most_one_chunk_under_its_id(
-    database: Database, kind: str, tmp_path: Path
+    database: Database, kind: str, lives: int, tmp_path: Path
 ) -> None:
-    _fill(database)
-    kills = _kill_and_finish(database, kind, tmp_path)
+    count = NOTED_ROWS if kind == "journal" else ROWS
+    _fill(database, count)
+    kills, again = _kill_and_finish(database, kind, tmp_path, lives, count)
     chunks = [line.split() for line in (tmp_path / "sink").read_text().splitlines()]
     handed = Counter((chunk, int(first), int(last)) for chunk, first, last in chunks)
-    repeated = sum(handed.values()) - len(handed)
-    print(f"{kills} kills, {repeated} chunks handed out again")
-    assert repeated <= kills
+    assert sum(handed.values()) - len(handed) == again <= kills
+    print(f"{kind}: {kills} kills, {again} chunks handed out again")
     assert len({chunk for chunk, _, _ in handed}) == len(handed)  # one id, one range
     rows = [row for _, first, last in handed for row in range(first, last + 1)]
-    assert sorted(rows) == list(range(ROWS))
+    assert sorted(rows) == list(range(count))
+    assert kills > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_what_is_written_in_the_transaction_is_there_once_among_chunks_that_are_only_noted(
+    database: Database, tmp_path: Path
+) -> None:
+    _fill(database)
+    kills, again = _kill_and_finish(database, "mixed", tmp_path, 150)
+    print(f"mixed: {kills} kills, {again} chunks of the file handed out again")
+    inside = [row for row in range(ROWS) if row // 100 % 3 == 0]
+    assert [row for (row,) in database.all("SELECT id FROM sink ORDER BY id")] == inside
+    chunks = [line.split() for line in (tmp_path / "sink").read_text().splitlines()]
+    ranges = {(int(first), int(last)) for _, first, last in chunks}
+    outside = [row for first, last in ranges for row in range(first, last + 1)]
+    assert sorted(outside + inside) == list(range(ROWS))
     assert kills > 0

@@ -1,14 +1,16 @@
 """Where a named run is: in a table of the sink's own database, written in the transaction of the chunk; or in a store.
 
 In the same transaction a chunk and its checkpoint are kept together or not at all: every row exactly once, whenever the
-process dies. In a store the checkpoint is written before a chunk is handed out (its id and end) and after it: at most
-one chunk is handed out again, the same rows under the same id.
+process dies. What has nothing to keep together is noted in a `journal` beside the database, where there can be one. In
+a store the checkpoint is written before a chunk is handed out (its id and end) and after it: at most one chunk is
+handed out again, the same rows under the same id.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,8 @@ from sqlalchemy import exc
 from sqlalchemy.dialects import mysql
 
 from memwarden.errors import CheckpointError
-from memwarden.flow.database import keys
+from memwarden.flow.database import journal, keys
+from memwarden.flow.database.journal import Journal
 from memwarden.store import Checkpoint, DeadLetter
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Ledger", "StoreLedger", "TableLedger", "compare", "describe"]
 
+_LOG = logging.getLogger("memwarden.flow")
 # Names are compared byte for byte: in MariaDB's default collation 'Job' and 'job' are equal.
 _NAME = sa.String(200).with_variant(mysql.VARCHAR(200, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
 _LONG = sa.Text().with_variant(mysql.MEDIUMTEXT(charset="utf8mb4"), "mysql", "mariadb")
@@ -78,15 +82,24 @@ _UPDATE = (
 
 
 class TableLedger:
-    """In two tables of the database that the chunks are written to; they are made at the first use."""
+    """In two tables of the database that the chunks are written to; they are made at the first use.
+
+    `beside` is the database's file where there may be journals beside it, as `open` finds; else "".
+    """
 
     in_transaction = True
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, beside: str = "") -> None:
         self._engine = engine
+        self.beside = beside
+        self._journals = True
 
     def open(self) -> None:
         """Make the tables where they are missing. Raises CheckpointError where that is not allowed."""
+        self._make()
+        self.beside = journal.beside(self._engine)
+
+    def _make(self) -> None:
         for last in (False, True):
             try:
                 _tables.create_all(self._engine)
@@ -99,10 +112,21 @@ class TableLedger:
                 return
 
     def load(self, name: str) -> tuple[Checkpoint, ...]:
-        """Where each part of the run is."""
+        """Where each part of the run is: as the table says, or a journal on top of it."""
         with self._engine.connect() as connection:
             query = sa.select(_checkpoints).where(_checkpoints.c.name == name).order_by(_checkpoints.c.part)
-            return tuple(Checkpoint(**row._asdict()) for row in connection.execute(query))
+            found = [Checkpoint(**row._asdict()) for row in connection.execute(query)]
+        return tuple(Journal(self.beside, part).further(part) for part in found) if self.beside else tuple(found)
+
+    def journal(self, part: Checkpoint) -> Journal | None:
+        """What notes the place of a part between its checkpoints, where that can be."""
+        return Journal(self.beside, part, self._no_journal) if self.beside and self._journals else None
+
+    def _no_journal(self, error: OSError) -> None:
+        """It could not be written: this run does without."""
+        if self._journals:
+            self._journals = False
+            _LOG.warning("no journal beside %s (%s): each chunk gets a commit of its own", self.beside, error)
 
     def load_part(self, name: str, part: int) -> Checkpoint | None:
         """Where one part of the run is; None before its first checkpoint."""
@@ -123,6 +147,7 @@ class TableLedger:
         with self._engine.begin() as connection:
             for table in (_checkpoints, _dead_letters):
                 connection.execute(table.delete().where(table.c.name == name))
+        journal.forget(self.beside, name)
 
     def start(self, parts: tuple[Checkpoint, ...]) -> tuple[Checkpoint, ...]:
         """Write the first version of all parts, or of none."""
@@ -168,6 +193,9 @@ class StoreLedger:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+
+    def journal(self, part: Checkpoint) -> None:
+        """Its file is cheap enough to write."""
 
     def open(self) -> None:
         """It is open."""

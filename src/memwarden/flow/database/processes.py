@@ -62,7 +62,8 @@ class Order(Fact):
     salt: str
     name: str | None
     store: str | None
-    checkpoint_s: float
+    beside: str
+    checkpoint_s: float | None
     by_row: bool
     on_error: str
     error_callback: Callable[..., object] | None
@@ -271,7 +272,7 @@ def _serve(pipe: Connection, order: Order) -> None:
         patience = Patience(order.retries, place.pause)
         ledger: TableLedger | StoreLedger | None = None
         if order.name is not None:
-            ledger = TableLedger(into) if store is None else StoreLedger(store)
+            ledger = TableLedger(into, order.beside) if store is None else StoreLedger(store)
 
         def open_reader() -> Reader:
             return Reader(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from memwarden.flow.database.checkpoints import Ledger
     from memwarden.flow.database.faults import Patience
+    from memwarden.flow.database.journal import Journal
     from memwarden.flow.database.progress import Tally
     from memwarden.flow.database.reader import Batch, Reader
     from memwarden.ports import Clock
@@ -44,6 +45,9 @@ __all__ = ["Loop", "Processed", "Run", "Threads"]
 
 # What a text of an error keeps: a driver's may hold the row that it failed at.
 _ERROR_CHARACTERS = 500
+# How old the row of a table may be while a journal has the place: a power cut, which the journal does not survive,
+# takes so much back. A commit takes some 1 ms of CPU, and on a busy machine there is little work in 0.1 s of the clock.
+_NOTED_S = 0.5
 
 
 class Processed(Fact):
@@ -253,12 +257,16 @@ class _Mark:
 
     What a handler wrote through its chunk's connection is committed with the mark behind it: exactly once. Where a
     handler wrote nothing there, nothing has to be committed: in a table the mark is then kept back, `every_s` at most,
-    and written once for many short chunks (a commit costs SQLite as much as reading a thousand narrow rows).
+    and written once for many short chunks (a commit costs SQLite as much as reading a thousand narrow rows). Meanwhile
+    it is in the journal where there is one; with None for `every_s` it is only kept back if it is there.
     """
 
-    def __init__(self, ledger: Ledger | None, part: Checkpoint, clock: Clock, every_s: float) -> None:
+    def __init__(
+        self, ledger: Ledger | None, part: Checkpoint, clock: Clock, every_s: float | None, journal: Journal | None
+    ) -> None:
         self.written = part
         self._ledger, self._clock, self._every_s = ledger, clock, every_s
+        self._journal, self._noted = journal, False
         self._high = keys.decode(part.position)
         self._rows, self._bytes, self._done = part.rows, part.bytes, False
         self._since_s: float | None = None
@@ -276,7 +284,10 @@ class _Mark:
     @property
     def due(self) -> bool:
         """Whether it has been kept back long enough."""
-        return self._since_s is not None and self._clock.monotonic() - self._since_s >= self._every_s
+        if self._since_s is None:
+            return False
+        every_s = (_NOTED_S if self._noted else 0.0) if self._every_s is None else self._every_s
+        return self._clock.monotonic() - self._since_s >= every_s
 
     def announce(self, piece: Batch) -> None:
         """Write down what is handed out before it is: after a kill it is this again, and not other rows."""
@@ -292,6 +303,8 @@ class _Mark:
         if self._ledger is not None and self._ledger.in_transaction and not transaction.used:
             if self._since_s is None:
                 self._since_s = self._clock.monotonic()
+            if self._journal is not None and self._every_s != 0:
+                self._noted = self._journal.write(self.written, keys.encode(piece.high) or "", rows, size)
         else:
             self._write(piece.high, rows, size, transaction)
         self._high, self._rows, self._bytes = piece.high, rows, size
@@ -334,6 +347,13 @@ class _Mark:
         self._high, self._rows, self._bytes = keys.decode(position), found.rows, found.bytes
         return True
 
+    def close(self) -> None:
+        """Remove the journal where all is in the table; else whoever goes on needs it."""
+        if self._journal is not None and self.kept_back:
+            self._journal.close()
+        elif self._journal is not None:
+            self._journal.remove()
+
 
 class Run:
     """What the workers of one run share."""
@@ -356,7 +376,7 @@ class Run:
         most_dead: int,
         max_results: int,
         collect: Callable[[Any, list[Any], Batch], Any] | None,
-        checkpoint_s: float,
+        checkpoint_s: float | None,
         clock: Clock,
         stop: Stop | None = None,
     ) -> None:
@@ -386,7 +406,8 @@ class Run:
     def work_on(self, part: Checkpoint) -> None:
         """One part, to its end or until the run is to stop."""
         with self._open_reader() as reader:
-            mark = _Mark(self._ledger, part, self._clock, self._checkpoint_s)
+            journal = None if self._ledger is None else self._ledger.journal(part)
+            mark = _Mark(self._ledger, part, self._clock, self._checkpoint_s, journal)
             transaction = _Transaction(self._into, self._place.shown, reader.shared(self._into))
             try:
                 self._part(mark, reader, transaction)
@@ -395,6 +416,7 @@ class Run:
                 raise
             finally:
                 transaction.drop()
+                mark.close()
 
     def _part(self, mark: _Mark, reader: Reader, transaction: _Transaction) -> None:
         high, ended = keys.decode(mark.written.high), False
