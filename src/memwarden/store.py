@@ -25,17 +25,19 @@ from memwarden.mounts import NETWORK, file_system
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
     from typing import Self
 
     from memwarden.ports import Clock
 
-__all__ = ["Checkpoint", "DeadLetter", "Store", "state_directory"]
+__all__ = ["Checkpoint", "DeadLetter", "Store", "is_locked", "state_directory"]
 
 FILE_NAME = "memwarden.db"
 # How long a writer waits for another one: writes here take well under a millisecond.
 BUSY_S = 5.0
+# One that may be asked to hurry meanwhile waits in slices of this; a slice per thread is what hurry costs.
+SLICE_S = 0.02
 IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 
 # One script per version of the schema; a file is brought up by those that it lacks. Never edit one that was released.
@@ -173,9 +175,11 @@ def state_directory(setting: str | None, environ: Mapping[str, str]) -> str | No
 class Store:
     """Opens the file in `folder` (None: the usual place). Raises StoreError where it must not or cannot be used.
 
-    `memory`, where given, says why it is to live in memory and not in a file.
+    `memory`, where given, says why it is to live in memory and not in a file; with `or_memory` false it never does so
+    by itself, and what keeps it from its file is a StoreError.
 
-    Every call is one transaction of its own, and waits at most 5 s for other writers.
+    Every call is one transaction of its own, and waits at most 5 s for other writers; not even that where `hurry`,
+    which is asked meanwhile, says so.
     """
 
     def __init__(
@@ -186,8 +190,12 @@ class Store:
         clock: Clock | None = None,
         mounts: str = "/proc/self/mountinfo",
         memory: str = "",
+        or_memory: bool = True,
+        hurry: Callable[[], bool] | None = None,
     ) -> None:
         self._clock = clock or SystemClock()
+        self._hurry = hurry
+        self._retired = False
         self._lock = threading.Lock()
         self._inherited: list[sqlite3.Connection] = []
         self.notes: tuple[str, ...] = ()
@@ -202,6 +210,8 @@ class Store:
             self.path = self._place(found, mounts)
             self._db = self._open(self.path)
         except (OSError, sqlite3.OperationalError) as error:
+            if not or_memory:
+                raise StoreError(str(error), where=found or "store", mend="see that it can be written") from error
             self._db = self._in_memory(found, error)
         self._pid = os.getpid()
 
@@ -232,11 +242,12 @@ class Store:
 
     def _open(self, path: str) -> sqlite3.Connection:
         # isolation_level None: transactions are begun by us. WAL and its shared memory get the file's own mode.
-        db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        wait_s = BUSY_S if self._hurry is None else SLICE_S
+        db = sqlite3.connect(path, timeout=wait_s, isolation_level=None, check_same_thread=False)
         try:
-            db.execute("PRAGMA journal_mode = WAL").close()
+            self._patiently(lambda: db.execute("PRAGMA journal_mode = WAL").close())
             db.execute("PRAGMA synchronous = NORMAL").close()
-            _migrate(db, path)
+            self._patiently(lambda: _migrate(db, path))
         except sqlite3.OperationalError:
             db.close()
             raise
@@ -258,6 +269,7 @@ class Store:
 
     def close(self) -> None:
         """Close the file. A second close is a no-op."""
+        self._retired = True
         with self._lock:
             if self._pid == os.getpid():
                 self._db.close()
@@ -268,25 +280,71 @@ class Store:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    def retire(self) -> None:
+        """Have nobody begin anything here any more, which is a StoreError from now on: another one takes its place."""
+        self._retired = True
+
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self, *, patient: bool = True) -> Iterator[sqlite3.Connection]:
         """One write transaction of a room that keeps its own tables here (jobs, alerts): all of it, or nothing.
 
-        Raises StoreError for whatever SQLite says. Not re-entrant: no other call of this Store within it.
+        Raises StoreError for whatever SQLite says. Not re-entrant: no other call of this Store within it. One that is
+        not `patient` waits for nobody for longer than a slice, in a Store that may be hurried.
         """
+        with self._begun("BEGIN IMMEDIATE", patient=patient) as db:
+            yield db
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """One look at all of it as it is at one moment, which no other writer keeps waiting. Raises StoreError."""
+        with self._begun("BEGIN", patient=True) as db:
+            yield db
+
+    @contextmanager
+    def _begun(self, how: str, *, patient: bool) -> Iterator[sqlite3.Connection]:
         if self._pid != os.getpid():
             self._after_fork()
-        with self._lock:
+        try:
+            lock = self._begin(how, patient=patient)
             try:
-                self._db.execute("BEGIN IMMEDIATE")
+                yield self._db
+                self._db.execute("COMMIT")
+            finally:
                 try:
-                    yield self._db
-                    self._db.execute("COMMIT")
-                finally:
                     if self._db.in_transaction:
                         self._db.execute("ROLLBACK")
-            except sqlite3.Error as error:
-                raise StoreError(str(error), where=self.path or "store", mend="see that it can be written") from error
+                finally:
+                    lock.release()
+        except sqlite3.Error as error:
+            raise StoreError(str(error), where=self.path or "store", mend="see that it can be written") from error
+
+    def _begin(self, how: str, *, patient: bool) -> threading.Lock:
+        """Begin, and hold the lock of this Store, which is given back while another process is waited for."""
+        lock = self._lock
+
+        def begin() -> None:
+            lock.acquire()
+            try:
+                if self._retired:
+                    raise sqlite3.ProgrammingError("the store is closed")  # noqa: TRY301  gives the lock back too
+                self._db.execute(how)
+            except BaseException:
+                lock.release()
+                raise
+
+        self._patiently(begin, patient=patient)
+        return lock
+
+    def _patiently(self, step: Callable[[], None], *, patient: bool = True) -> None:
+        """Have it done, in slices where somebody may ask to hurry; one slice at least. Raises sqlite3.Error."""
+        for left in range(1 if self._hurry is None or not patient else int(BUSY_S / SLICE_S), 0, -1):
+            try:
+                step()
+            except sqlite3.OperationalError as error:
+                if left == 1 or not _is_busy(error) or (self._hurry is not None and self._hurry()):
+                    raise
+            else:
+                return
 
     def _after_fork(self) -> None:
         # The parent's connection must not be used here nor closed: its locks are the parent's (sqlite.org/howtocorrupt,
@@ -374,8 +432,23 @@ def write_checkpoint(db: sqlite3.Connection, it: Checkpoint, *, table: str = "ch
         raise CheckpointError.taken(it.name)
 
 
+# Another connection has it: SQLITE_BUSY and SQLITE_LOCKED.
+_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+
+
+def _is_busy(error: BaseException | None) -> bool:
+    return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF in _BUSY
+
+
+def is_locked(error: StoreError) -> bool:
+    """Whether somebody else has it locked, and nothing is wrong with it."""
+    return _is_busy(error.__cause__)
+
+
 def _migrate(db: sqlite3.Connection, path: str) -> None:
     """Bring the schema up, each step with its number in one transaction; two that start at once take turns."""
+    if db.execute("PRAGMA user_version").fetchone()[0] == len(_MIGRATIONS):
+        return  # nothing to write, so nobody who writes just now need be waited for
     db.execute("BEGIN IMMEDIATE")
     try:
         version = db.execute("PRAGMA user_version").fetchone()[0]

@@ -98,16 +98,20 @@ def test_it_takes_less_than_256_kib_of_python_memory_up_to_the_channel(tmp_path:
 
 def test_a_box_without_slots_is_as_large_as_ever_and_one_with_them_has_sixteen(tmp_path: Path) -> None:
     plain = BlackBox(str(tmp_path), pid=1, unix_s=1.0, monotonic_s=1.0)
-    assert (plain.post(1.0, 1.0, "text"), plain.posts(), plain.is_urgent()) == (False, (), False)
+    assert (plain.post(1.0, 1.0, "text"), plain.replace(1, 1.0, 1.0, "text"), plain.posts()) == (0, 0, ())
     box = BlackBox(str(tmp_path), pid=1, unix_s=2.0, monotonic_s=1.0, posts=True)
-    assert [box.post(1.0, 1.0, str(number)) for number in range(20)] == [True] * 14 + [False] * 6
-    assert [box.post(1.0, 1.0, "!", urgent=True) for _ in range(3)] == [True, True, False]
-    assert box.is_urgent()
-    assert [post.text for post in box.posts()] == [str(number) for number in range(14)] + ["!", "!"]
+    assert [box.post(1.0, 1.0, str(number)) for number in range(20)] == [*range(1, 14), *[0] * 7]
+    assert box.replace(1, 2.0, 2.0, "newer") == 14  # in the slot that is kept free for it
+    assert box.replace(1, 2.0, 2.0, "newer") == 0  # which is out of date
+    assert box.replace(14, 2.0, 2.0, "newest") == 15  # where the first one was
+    assert box.replace(99, 2.0, 2.0, "of nothing") == 0
+    assert [box.post(1.0, 1.0, "!", urgent=True) for _ in range(4)] == [16, 17, 18, 0]
+    assert box.replace(2, 2.0, 2.0, "no room") == 0
+    assert [post.text for post in box.posts()] == [*(str(number) for number in range(1, 13)), "newest", "!", "!", "!"]
     for post in box.posts():
         box.take(post)
         box.take(post)
-    assert (box.posts(), box.is_urgent()) == ((), False)
+    assert box.posts() == ()
     assert box.post(1.0, 1.0, "again")
     assert (plain.path, box.path) != (None, None)
     assert os.path.getsize(str(box.path)) - os.path.getsize(str(plain.path)) == 16 * 1024

@@ -84,8 +84,11 @@ def box_in(folder: str, unix_s: float = 1.0, pid: int = 1) -> BlackBox:
     return BlackBox(folder, pid=pid, unix_s=unix_s, monotonic_s=1.0, posts=True)
 
 
+WAYS = ["post", "urgent", "replace", "take", "mark"]
+
+
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["post", "urgent", "take", "mark"]), st.integers(0, 20)), max_size=60))
+@given(st.lists(st.tuples(st.sampled_from(WAYS), st.integers(0, 20)), max_size=60))
 def test_slots_hold_what_was_posted_until_it_is_taken_by_whoever(steps: list[tuple[str, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         box, held, number = box_in(folder), {}, 0
@@ -97,6 +100,14 @@ def test_slots_hold_what_was_posted_until_it_is_taken_by_whoever(steps: list[tup
                     held[number] = f"text {number}"
                 else:
                     number -= 1
+            elif what == "replace":
+                old = which if which in held else 0
+                if box.replace(which, 1.0, 2.0, f"text {number + 1}"):
+                    number += 1
+                    assert held.pop(old)
+                    held[number] = f"text {number}"
+                else:
+                    assert not old or len(held) > 13
             elif held:
                 post = box.posts()[which % len(held)]
                 held.pop(post.number)
@@ -115,7 +126,7 @@ def test_slots_hold_what_was_posted_until_it_is_taken_by_whoever(steps: list[tup
 def test_a_damaged_slot_is_left_out_and_counted_and_the_others_stand(at: int, junk: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         box = box_in(folder)
-        texts = {f"text {number}" for number in range(14)}
+        texts = {f"text {number}" for number in range(13)}
         for text in sorted(texts):
             assert box.post(1.0, 2.0, text)
         assert box.path is not None
