@@ -36,8 +36,8 @@ __all__ = ["Checkpoint", "DeadLetter", "Store", "is_locked", "state_directory"]
 FILE_NAME = "memwarden.db"
 # How long a writer waits for another one: writes here take well under a millisecond.
 BUSY_S = 5.0
-# One that may be asked to hurry meanwhile waits in slices of this; a slice per thread is what hurry costs.
-SLICE_S = 0.02
+# One that may be asked to hurry meanwhile waits in slices of this, and lets other threads have a turn in between.
+SLICE_S, TURN_S = 0.02, 0.005
 IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 
 # One script per version of the schema; a file is brought up by those that it lacks. Never edit one that was released.
@@ -196,6 +196,7 @@ class Store:
         self._clock = clock or SystemClock()
         self._hurry = hurry
         self._retired = False
+        self._turn = threading.Event()  # that nobody sets
         self._lock = threading.Lock()
         self._inherited: list[sqlite3.Connection] = []
         self.notes: tuple[str, ...] = ()
@@ -337,14 +338,19 @@ class Store:
 
     def _patiently(self, step: Callable[[], None], *, patient: bool = True) -> None:
         """Have it done, in slices where somebody may ask to hurry; one slice at least. Raises sqlite3.Error."""
-        for left in range(1 if self._hurry is None or not patient else int(BUSY_S / SLICE_S), 0, -1):
+        clock = SystemClock()  # whatever clock we live by: it is a real process that is waited for
+        end_s = clock.monotonic() + BUSY_S
+        while True:
             try:
                 step()
             except sqlite3.OperationalError as error:
-                if left == 1 or not _is_busy(error) or (self._hurry is not None and self._hurry()):
+                if not patient or not _is_busy(error) or self._hurry is None or self._hurry():
+                    raise
+                if clock.monotonic() >= end_s:
                     raise
             else:
                 return
+            clock.wait(self._turn, TURN_S)
 
     def _after_fork(self) -> None:
         # The parent's connection must not be used here nor closed: its locks are the parent's (sqlite.org/howtocorrupt,

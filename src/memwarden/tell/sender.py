@@ -180,12 +180,14 @@ class Teller:
         times = 1
         try:
             if not self._queue or urgent:  # in order: what is in memory comes before what is posted after it
-                number = box.post(signal.unix_s, at_s, to_text(signal), urgent=urgent)
+                number = box.post(signal.unix_s, at_s, to_text(signal))
             if not number and last is not None and last[1] <= signal.level:
                 # The newest of a kind says it all; that there were others it says too.
                 times = last[2] + 1
                 more = signal.replace(details={"repeated": times, **signal.details})
                 number = box.replace(last[0], signal.unix_s, at_s, to_text(more))
+            if not number and urgent:
+                number = box.post(signal.unix_s, at_s, to_text(signal), urgent=True)
         except ValueError:  # the box was closed
             self._box = None
         if number:
