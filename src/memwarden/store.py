@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from memwarden.ports import Clock
 
-__all__ = ["Checkpoint", "DeadLetter", "Store", "is_locked", "state_directory"]
+__all__ = ["Checkpoint", "DeadLetter", "Store", "is_failing", "is_locked", "state_directory"]
 
 FILE_NAME = "memwarden.db"
 # How long a writer waits for another one: writes here take well under a millisecond.
@@ -212,8 +212,11 @@ class Store:
             self._db = self._open(self.path)
         except (OSError, sqlite3.OperationalError) as error:
             if not or_memory:
-                raise StoreError(str(error), where=found or "store", mend="see that it can be written") from error
+                where, mend = self.path or found or "store", "see that it can be written, or set MEMWARDEN_DIR"
+                raise StoreError(f"cannot be used: {_why(error)}", where=where, mend=mend) from error
             self._db = self._in_memory(found, error)
+            if not memory:  # whoever gives a reason has said it
+                logging.getLogger("memwarden.store").warning("%s", self.degraded)
         self._pid = os.getpid()
 
     def _place(self, folder: str, mounts: str) -> str:
@@ -262,8 +265,7 @@ class Store:
 
     def _in_memory(self, folder: str | None, error: OSError | sqlite3.OperationalError) -> sqlite3.Connection:
         self.path, self.notes = None, ()
-        self.degraded = f"{folder or 'store'}: {error}; kept in memory, nothing survives this process"
-        logging.getLogger("memwarden.store").warning("%s", self.degraded)
+        self.degraded = f"{folder or 'store'}: {_why(error)}; kept in memory, nothing survives this process"
         db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         _migrate(db, ":memory:")
         return db
@@ -361,6 +363,7 @@ class Store:
             self._db = self._open(self.path)
         else:
             self._db = self._in_memory(None, OSError("forked: what the parent kept in memory is not here"))
+            logging.getLogger("memwarden.store").warning("%s", self.degraded)
 
     # --- checkpoints -------------------------------------------------------------------------------------------
 
@@ -446,9 +449,18 @@ def _is_busy(error: BaseException | None) -> bool:
     return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF in _BUSY
 
 
+def _why(error: OSError | sqlite3.Error) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
 def is_locked(error: StoreError) -> bool:
     """Whether somebody else has it locked, and nothing is wrong with it."""
     return _is_busy(error.__cause__)
+
+
+def is_failing(error: StoreError) -> bool:
+    """Whether something is wrong with the file (full, read-only, damaged); not where it is locked, or closed by us."""
+    return getattr(error.__cause__, "sqlite_errorcode", None) is not None and not is_locked(error)
 
 
 def _migrate(db: sqlite3.Connection, path: str) -> None:

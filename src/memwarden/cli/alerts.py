@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from memwarden import config
 from memwarden.clock import SystemClock
-from memwarden.errors import ConfigError, DeliveryError, MemwardenError
+from memwarden.errors import ConfigError, DeliveryError, MemwardenError, StoreError
 from memwarden.facts import Level, Notice
 from memwarden.tell.engine import parse_matcher
 from memwarden.tell.outbox import Outbox
@@ -111,15 +111,9 @@ def _table() -> tuple[dict[str, Any], str]:
 
 def _outbox(settings: AlertSettings) -> Outbox:
     folder = config.settle(environ=os.environ).config.directory
-    outbox = Outbox(settings, folder=folder, clock=SystemClock())
+    outbox = Outbox(settings, folder=folder, clock=SystemClock(), or_memory=False)
     _opened.append(outbox)
-    if outbox.degraded:
-        _say(f"the store cannot be used: {outbox.degraded}")
     return outbox
-
-
-def _say(text: str) -> None:
-    print(f"memwarden alerts: {text}", file=sys.stderr)
 
 
 def _json(found: Any) -> int:
@@ -260,16 +254,23 @@ def _test(args: Namespace) -> int:
             names = ", ".join(settings.policy.channels)
             raise ConfigError(f"there is no channel {args.channel!r} in use", where="--channel", mend=f"write {names}")
     rows = [_try(channel, settings) for channel in channels]
-    outbox = _outbox(settings)
-    outbox.prune()  # a store that cannot be written says so here
-    rows.append({"channel": "store", "ok": not outbox.degraded, "said": outbox.degraded or outbox.path})
-    outbox.close()
+    rows.append(_try_store(settings))
     if args.format == "json":
         _json(rows)
     else:
         for row in rows:
             print(f"{row['channel']}: {'ok' if row['ok'] else 'FAILED'}: {row['said']}")
     return 0 if all(row["ok"] for row in rows) else FAILED
+
+
+def _try_store(settings: AlertSettings) -> dict[str, Any]:
+    """Open it and write to it; what came of that."""
+    try:
+        outbox = _outbox(settings)
+        outbox.prune()
+    except StoreError as error:
+        return {"channel": "store", "ok": False, "said": str(error)}
+    return {"channel": "store", "ok": True, "said": outbox.path}
 
 
 def _try(channel: Channel, settings: AlertSettings) -> dict[str, Any]:

@@ -140,8 +140,8 @@ class Outbox:
     """`folder` is that of the store (None: the usual place). Raises StoreError for one that must not be used.
 
     A damaged store is moved aside and a new one begun: `moved` names where the old one is. Where none can be written it
-    lives in memory: `degraded` says why, and `recover` tries again. `hurry` is asked while the file is locked by
-    somebody else: true ends the waiting, which else is 5 s.
+    lives in memory: `degraded` says why, and `recover` tries again; with `or_memory` false that is a StoreError.
+    `hurry` is asked while the file is locked by somebody else: true ends the waiting, which else is 5 s.
     """
 
     def __init__(
@@ -153,6 +153,7 @@ class Outbox:
         clock: Clock,
         random: Callable[[], float] | None = None,
         memory: str = "",
+        or_memory: bool = True,
         hurry: Callable[[], bool] | None = None,
     ) -> None:
         self._hurry = hurry
@@ -164,7 +165,7 @@ class Outbox:
         self.moved: list[str] = []
         self.dropped = 0
         self._past: dict[str, float | None] = {}  # deliveries that went past the file, and when; None: on their way
-        self._store = self._open() if not memory else self._in_memory(memory)
+        self._store = self._open(or_memory=or_memory) if not memory else self._in_memory(memory)
 
     # --- the file ------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from memwarden.blackbox import SIZE, find_boxes, mark_taken, read_posts
 from memwarden.clock import SystemClock
 from memwarden.errors import BlackBoxError, ConfigError, MemwardenError, StoreError
 from memwarden.facts import Level
-from memwarden.store import is_locked
+from memwarden.store import is_failing, is_locked
 from memwarden.tell.collectors import Collectors
 from memwarden.tell.courier import Courier
 from memwarden.tell.members import is_gone, own_member
@@ -55,7 +55,7 @@ MOST_POSTED = 32
 MOST_KEPT = 8
 # Nothing to do: look again after so long all the same (another process may have written).
 IDLE_S = 2.0
-# A store that fails so often running is let go for memory; a locked one was waited for 5 s each time.
+# A store that is locked so often running, 5 s each time, is let go for memory.
 STORE_TRIES = 2
 # What is urgent and did not go out past a locked store is tried again so often.
 URGENT_S = 1.0
@@ -101,6 +101,7 @@ class Teller:
         self._ending = threading.Event()
         self._outbox: Outbox | None = None
         self._store_failures = 0
+        self._trouble: StoreError | None = None
         self._due: dict[str, float] = {}
         self._wake_unix_s: float | None = None
         self._standing: dict[str, tuple[Draft, str | None]] = {}
@@ -324,6 +325,12 @@ class Teller:
         """Somebody else put something into the outbox: see to it now."""
         self._wake.set()
 
+    def worry(self, error: StoreError) -> None:
+        """Somebody else who uses the outbox could not write it. What is only locked is no news."""
+        if is_failing(error):
+            self._trouble = error
+            self._wake.set()
+
     # --- one round of the thread ----------------------------------------------------------------------------------
 
     def round(self) -> float:
@@ -338,6 +345,9 @@ class Teller:
             self._log.error("%d alert(s) were dropped: more came than can be kept", lost - self._said_lost)
             self._said_lost = lost
         try:
+            trouble, self._trouble = self._trouble, None
+            if trouble is not None and not outbox.degraded:
+                raise trouble
             made = self._take_in(outbox)
             made += self._adopt(outbox) if self._is_due("adopt", ADOPT_S) else 0
             if self._is_due("sweep", SWEEP_S):
@@ -459,7 +469,7 @@ class Teller:
     # --- what goes wrong here ------------------------------------------------------------------------------------
 
     def _store_failed(self, outbox: Outbox, error: StoreError) -> None:
-        """Damaged: a new one. Locked or full: tried again, then alerts go on from memory, which is said."""
+        """Damaged: a new one. Locked: tried again. Alerts go on from memory where that, or a full disk, lasts."""
         if is_locked(error) and self._is_urgent():  # it was not waited for
             return
         self._store_failures += 1
@@ -469,7 +479,7 @@ class Teller:
                 return
         except StoreError as again:
             error = again
-        if self._store_failures < STORE_TRIES and not outbox.degraded and not self._is_urgent():
+        if is_locked(error) and self._store_failures < STORE_TRIES and not outbox.degraded:
             self._log.warning("alerts cannot be kept now, they are tried again: %s", error)
             return
         if not outbox.degraded:
@@ -568,6 +578,7 @@ class _Worker:
             rest_s = self._courier.rest_s(self._teller.now_unix_s())
         except StoreError as error:
             self._log.info("channel %s: %s", self._courier.name, error)
+            self._teller.worry(error)
             return IDLE_S
         except Exception:  # noqa: BLE001  likewise
             self._log.exception("delivering by %s failed; it goes on", self._courier.name)

@@ -15,7 +15,7 @@ from memwarden.errors import MemwardenError, StoreError
 from memwarden.facts import Level
 from memwarden.judge import Judge, Lines
 from memwarden.sense import Machine as RealMachine
-from memwarden.store import BUSY_S, is_locked
+from memwarden.store import BUSY_S, FILE_NAME, is_failing, is_locked
 from memwarden.supervise.autopsy import headline
 from memwarden.supervise.service.boxes import Boxes
 from memwarden.supervise.service.history import MOST_BYTES, History
@@ -261,6 +261,9 @@ class Service:
         history.give_back()
 
     def _store_failed(self, what: str, error: StoreError) -> None:
+        if self._teller is not None and is_failing(error) and error.where == os.path.join(self._folder, FILE_NAME):
+            self._teller.worry(error)  # which says so, and goes on from memory
+            return
         self._say(what, str(error))
         history = self._history
         if history is None or not str(error.where or "").startswith(history.path):
