@@ -319,7 +319,7 @@ class Store:
                 finally:
                     lock.release()
         except sqlite3.Error as error:
-            raise StoreError(str(error), where=self.path or "store", mend="see that it can be written") from error
+            raise _store_error(error, self.path or "store") from error
 
     def _begin(self, how: str, *, patient: bool) -> threading.Lock:
         """Begin, and hold the lock of this Store, which is given back while another process is waited for."""
@@ -451,6 +451,14 @@ def _is_busy(error: BaseException | None) -> bool:
 
 def _why(error: OSError | sqlite3.Error) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _store_error(error: sqlite3.Error, where: str) -> StoreError:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in _BUSY:
+        return StoreError("is locked by another process", where=where, mend=f"`fuser {where}` says by which")
+    mend = "make room on its disk" if code == sqlite3.SQLITE_FULL else "see that it can be written"
+    return StoreError(str(error), where=where, mend=mend)
 
 
 def is_locked(error: StoreError) -> bool:

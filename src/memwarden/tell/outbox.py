@@ -203,7 +203,7 @@ class Outbox:
         finally:
             turn.end_turn()
         self.moved.append(to)
-        logging.getLogger(_log).error("%s; it was moved to %s and a new one begun", error.what, to)
+        logging.getLogger(_log).error("%s: %s; it was moved to %s and a new one begun", path, error.what, to)
 
     @property
     def degraded(self) -> str:

@@ -130,7 +130,7 @@ def parse(table: Mapping[str, Any], where: str) -> AlertSettings | None:
     tables = table.get("channels", {})
     uses: dict[str, ChannelUse] = values.pop("channels", {})
     if not uses:
-        raise ConfigError("no channel is configured", where=where, mend=f"add a table {where}.channels.NAME")
+        raise ConfigError("no channel is configured", where=where, mend="add a table [alerts.channels.NAME]")
     steps_s = values.get("steps_s", ESCALATION_S)
     for use in uses.values():
         if use.tier > len(steps_s):

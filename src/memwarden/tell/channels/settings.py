@@ -213,6 +213,8 @@ def _nearest(key: str, known: Iterable[str]) -> str:
 
 def parse_text(value: Any, *, where: str) -> str:
     """Text in one line, not empty."""
+    if isinstance(value, str) and not value.strip():
+        raise ConfigError("is empty", where=where, mend="write something, or leave it out")
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
         raise ConfigError(f"{_show(value)} is no text in one line", where=where, mend="write it in quotes")
     return value.strip()
@@ -286,7 +288,7 @@ def parse_email(value: Any, *, where: str) -> str:
 def parse_emails(value: Any, *, where: str) -> tuple[str, ...]:
     """One address or a list of them; not empty, none twice."""
     found = value if isinstance(value, list) else [value]
-    if not found:
+    if not found or found == [""]:
         raise ConfigError("has no recipient", where=where, mend="name at least one address")
     addresses = tuple(parse_email(each, where=where) for each in found)
     if len({each.lower() for each in addresses}) < len(addresses):
