@@ -156,7 +156,7 @@ def test_a_receiver_that_fails_is_tried_again_said_to_be_down_and_up_again(
     assert bad.wait_for(1)[0].key == "high_usage:shop"
     assert ops.wait_for(3)[2].what == "recovered"
     assert [notice.key for notice in bad.notices if "channel" in notice.key] == []
-    assert "channel bad is down after 3 tries" in caplog.text
+    assert "channel bad is down, failures running: 3; what is for it waits and is tried on" in caplog.text
     assert "channel bad delivers again" in caplog.text
 
 

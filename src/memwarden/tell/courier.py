@@ -124,7 +124,7 @@ class Courier:
             return
         if found.down_now:
             self._log.error(
-                "channel %s is down after %d tries; what is for it waits and is tried on: %s",
+                "channel %s is down, failures running: %d; what is for it waits and is tried on: %s",
                 self.name, found.failures, error,
             )  # fmt: skip
             if self._on_down is not None:

@@ -7,8 +7,8 @@ is urgent does not wait for that.
 
 A channel that fails rests for longer each time, with jitter, or as long as the receiver says; everything for it waits.
 After its `attempts` failures running it counts as down, which is said once, and is probed with one batch at a time
-until it takes it. What still fails after `give_up_s` is dead, and at once what fails for good; both stay in the
-history.
+until it takes it. What still fails after `give_up_s`, or the channel's own `give_up_after`, is dead, and at once what
+fails for good; both stay in the history.
 
 While somebody else has the file locked, what is urgent goes past it: `hand_out` runs the same steps on what can be
 read, and writes nothing. The signal stays where it came from; when the file takes it in, the same deliveries come of
@@ -637,7 +637,7 @@ class Outbox:
                     (error, each),
                 )
             # Only now, when it was tried once more: a machine that slept for days must not wake up to dead alerts.
-            old = [each for each in ids if self._is_old(db, each, now)]
+            old = [each for each in ids if self._is_old(db, use, each, now)]
             dead = self._bury(db, old, "", now)
             _put_channel(
                 db,
@@ -658,11 +658,14 @@ class Outbox:
             ).fetchone()[0]
             return None if found is None else max(float(found), _channel(db, channel).not_before_unix_s)
 
-    def _is_old(self, db: sqlite3.Connection, name: str, now: float) -> bool:
-        made = db.execute(
-            "SELECT made_unix_s FROM alert_deliveries WHERE id = ? AND state = 'pending'", (name,)
+    def _is_old(self, db: sqlite3.Connection, use: ChannelUse, name: str, now: float) -> bool:
+        row = db.execute(
+            "SELECT made_unix_s, attempts FROM alert_deliveries WHERE id = ? AND state = 'pending'", (name,)
         ).fetchone()
-        return made is not None and made[0] < now - self._settings.give_up_s
+        if row is None:
+            return False
+        after = use.give_up_after if use.give_up_after is not None else self._settings.give_up_s
+        return bool(row[1] >= after if isinstance(after, int) else row[0] < now - after)
 
     def _bury_old(self, db: sqlite3.Connection, channel: str, now: float) -> None:
         """What nobody even tried to deliver for far too long, and the oldest of what is far too much, is dead."""

@@ -642,7 +642,7 @@ def build_channels(settings: AlertSettings, environ: Mapping[str, str]) -> tuple
             made[found.name] = found.channel
             uses[found.name] = ChannelUse(
                 name=found.name, enabled=found.enabled, level=found.min_level, throttle_s=found.throttle_s,
-                timeout_s=found.timeout_s, attempts=found.attempts, tier=found.tier,
+                timeout_s=found.timeout_s, attempts=found.attempts, give_up_after=found.give_up_after, tier=found.tier,
             )  # fmt: skip
     for name, channel in made.items():
         if channel.name != name:

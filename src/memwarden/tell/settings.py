@@ -34,7 +34,11 @@ MOST_NAME = 64
 
 
 class ChannelUse(Fact):
-    """How a channel is used. `tier` 0 hears at once, others at that level of the escalation."""
+    """How a channel is used. `tier` 0 hears at once, others at that level of the escalation.
+
+    It counts as down after `attempts` failures running, and is tried on. A notice is given up after `give_up_after`
+    tries (an int) or seconds (a float); None is after the `give_up_s` of all.
+    """
 
     name: str
     enabled: bool = True
@@ -42,6 +46,7 @@ class ChannelUse(Fact):
     throttle_s: float = THROTTLE_S
     timeout_s: float = TIMEOUT_S
     attempts: int = ATTEMPTS
+    give_up_after: float | None = None
     tier: int = 0
 
 

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
-    "COMMON", "Option", "Settings", "parse_count", "parse_email", "parse_emails", "parse_level", "parse_secret",
-    "parse_text",
-    "parse_texts", "parse_words", "read",
+    "COMMON", "Option", "Settings", "parse_count", "parse_email", "parse_emails", "parse_give_up", "parse_level",
+    "parse_secret", "parse_text", "parse_texts", "parse_words", "read",
 ]  # fmt: skip
 
 # A secret's file: a list of addresses for the largest (apprise); no key or token comes near.
@@ -257,6 +256,16 @@ def parse_count(value: Any, *, where: str) -> int:
     return value
 
 
+def parse_give_up(value: Any, *, where: str) -> int | float:
+    """So many tries (an int), or so many seconds (a float)."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return parse_count(value, where=where)
+    seconds = parse_duration(value, where=where) if isinstance(value, str) else 0.0
+    if seconds <= 0:
+        raise UnitError(f"{_show(value)} is neither tries nor a time", where=where, mend='write 3, or "2h"')
+    return float(seconds)
+
+
 def _parse_tier(value: Any, *, where: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST_ATTEMPTS:
         raise ConfigError(f"{_show(value)} is no number from 0 to {_MOST_ATTEMPTS}", where=where, mend="0 is at once")
@@ -307,7 +316,8 @@ COMMON = (
     Option(name="min_level", parse=parse_level, about="the lowest level that it is told of", default=Level.WARNING),
     Option(name="throttle", parse=parse_duration, about="time between two notices about the same"),
     Option(name="timeout", parse=_parse_timeout, about="time for one whole exchange", default=30.0),
-    Option(name="attempts", parse=parse_count, about="how often delivery is tried", default=3),
+    Option(name="attempts", parse=parse_count, about="failures running until it counts as down", default=3),
+    Option(name="give_up_after", parse=parse_give_up, about="tries, or a time, after which a notice is given up"),
     Option(name="tier", parse=_parse_tier, about="0: told at once; above: told when that escalation level is reached",
            default=0),
 )  # fmt: skip
