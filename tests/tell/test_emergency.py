@@ -128,13 +128,13 @@ warden.start()
 teller = warden._telling.teller
 end = time.monotonic() + 20
 while time.monotonic() < end and not (teller._workers and teller._workers[0]._courier._warm):
-    time.sleep(0.01)
+    time.sleep(0.01)  # for the handshake, in a thread of a program that has no event for it
 def usage():
     return warden._sensor.read()
 def anon():
     with open("/proc/self/status") as file:
         return int(next(line for line in file if line.startswith("RssAnon")).split()[1]) * 1024
-time.sleep(0.2)
+time.sleep(0.2)  # so that the first ticks are over: what they allocate is not what is measured
 held = []
 reading = usage()
 while reading.headroom_bytes > reading.limit_bytes * 0.02 + 100_000:  # in strides of at most 8 MiB

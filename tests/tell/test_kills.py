@@ -57,7 +57,7 @@ def tell(what, target, level):
     draft = Draft(kind="high_usage", what=what, level=Level(level), title="title", text="text")
     name = teller.tell(draft, target=target)
     while teller._queue:  # told is what stands in a slot
-        time.sleep(0.001)
+        time.sleep(0.001)  # for the thread that empties it; a crossing comes when it comes
     sys.stdout.write(f"{what} {target} {name}\\n")
     sys.stdout.flush()
 
@@ -66,10 +66,10 @@ while True:
     number += 1
     target = f"t{life}-{number}"
     tell("raised", target, 3 if number % 3 else 2)
-    time.sleep(0.01)
+    time.sleep(0.01)  # the pace of the crossings: nothing is waited for
     if number % 2:
         tell("cleared", target, 0)
-        time.sleep(0.01)
+        time.sleep(0.01)  # likewise
 """
 
 

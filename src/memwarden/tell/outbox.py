@@ -30,7 +30,7 @@ import sqlite3
 from binascii import hexlify
 
 from memwarden.errors import StoreError
-from memwarden.facts import Fact, Level, Notice
+from memwarden.facts import Alert, Fact, Level, Notice
 from memwarden.store import FILE_NAME, Store, state_directory
 from memwarden.tell.engine import (
     Incident,
@@ -96,19 +96,10 @@ class Claim(Fact):
     made_unix_s: float
 
 
-class Told(Fact):
+class Told(Alert):
     """One event of the history, and how its deliveries went: (channel, state, attempts, error)."""
 
     id: str
-    key: str
-    kind: str
-    what: str
-    level: Level
-    title: str
-    text: str
-    unix_s: float
-    target: str
-    host: str
     details: Mapping[str, Any]
     why: Mapping[str, str]
     deliveries: tuple[tuple[str, str, int, str], ...] = ()

@@ -270,7 +270,7 @@ if child:
     os.rename({str(pids) + ".new"!r}, {str(pids)!r})
 while True:
     sys.stderr.write("x" * 10000)
-    time.sleep(0.01)
+    time.sleep(0.01)  # it hangs and talks, and leaves the processor to others until it is killed
 """
     channel = make("command", command=program(tmp_path, text))
     with pytest.raises(DeliveryError, match="did not end in time and was killed"):
@@ -294,13 +294,13 @@ def test_a_command_that_leaves_something_running_is_not_waited_for(
 ) -> None:
     pid = tmp_path / "pid"
     text = f"""
-import os, time
+import os, signal
 if os.fork():
     os._exit(0)
 os.setsid()
 with open({str(pid)!r}, "w") as file:
     file.write(str(os.getpid()))
-time.sleep(10_000)
+signal.pause()  # until the test ends it
 """
     try:
         make("command", command=program(tmp_path, text)).send([notice()], timeout_s=PATIENT_S)
