@@ -199,6 +199,20 @@ def test_a_receiver_that_fails_meanwhile_is_tried_again_and_a_dead_one_holds_up_
     }  # fmt: skip
 
 
+def test_a_channel_that_was_down_and_delivers_past_the_store_is_said_to_deliver_again(rig: Rig) -> None:
+    bad, ops = RecordingChannel("bad"), RecordingChannel("ops")
+    bad.fail_with = DeliveryError("no answer", where="channel bad")
+    teller = rig.teller(bad, ops)
+    teller.tell(draft("raised", 2, kind="leak"))
+    assert ops.wait_for(2)[1].title == "alert channel bad does not deliver"
+    with Locked(rig.folder, lasts_s=PATIENCE_S) as locked:
+        bad.fail_with = None
+        name = teller.tell(draft("raised", 3))
+        assert bad.wait_for(1)[0].delivery_id == f"{name}.0.bad"
+        assert locked.held
+    assert ops.wait_for(4)[3].title == "over: alert channel bad does not deliver"
+
+
 def test_a_store_locked_for_long_goes_on_in_memory_where_what_stands_is_known(rig: Rig) -> None:
     ops = RecordingChannel("ops")
     teller = rig.teller(ops)

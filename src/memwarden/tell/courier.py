@@ -79,10 +79,14 @@ class Courier:
         return True
 
     def _mark(self) -> None:
-        """What was sent and could not be marked then, because the store could not be written."""
+        """What was sent, just now or when the store could not be written."""
         if self._unmarked:
-            self._outbox.sent(self.name, self._unmarked)
+            was_failing = self._outbox.sent(self.name, self._unmarked)
             self._unmarked = []
+            if was_failing:
+                self._log.info("channel %s delivers again", self.name)
+                if self._on_up is not None:
+                    self._on_up(self.name)
 
     def _send_past(self, notice: Notice) -> None:
         try:
@@ -109,12 +113,7 @@ class Courier:
             self._failed(ids, f"the channel raised {type(error).__name__}", recoverable=True, retry_after_s=None)
         else:
             self._unmarked += ids
-            was_failing = self._outbox.sent(self.name, self._unmarked)
-            self._unmarked = []
-            if was_failing:
-                self._log.info("channel %s delivers again", self.name)
-                if self._on_up is not None:
-                    self._on_up(self.name)
+            self._mark()
 
     def _failed(self, ids: Sequence[str], error: str, *, recoverable: bool, retry_after_s: float | None) -> None:
         found = self._outbox.failed(self.use, ids, error, recoverable=recoverable, retry_after_s=retry_after_s)

@@ -228,10 +228,10 @@ class Outbox:
 
     def _put_down(self, db: sqlite3.Connection) -> None:
         """What went out while the file could not be told, in the file."""
-        for each in [name for name, at in self._past.items() if at is not None]:
+        for each, at in tuple(self._past.items()):
             row = db.execute("SELECT channel FROM alert_deliveries WHERE id = ?", (each,)).fetchone()
-            if row is not None:
-                self._mark_sent(db, row[0], (each,))
+            if at is not None and row is not None:
+                self._count_sent(db, row[0], (each,))
 
     def reopen(self, error: StoreError) -> bool:
         """After an error within: a new file where this one is damaged. Whether anything was done about it."""
@@ -315,8 +315,9 @@ class Outbox:
 
     def _note_past(self, delivery_id: str, unix_s: float | None) -> None:
         self._past[delivery_id] = unix_s
-        while len(self._past) > MOST_PAST:
-            self._past.pop(next(iter(self._past)), None)
+        if len(self._past) > MOST_PAST:
+            for each in tuple(self._past)[:-MOST_PAST]:
+                self._past.pop(each, None)
 
     def _notice_of(self, signal: Signal, incident: Incident, told: Tell, name: str) -> Notice:
         """As it will be read from the file."""
@@ -493,8 +494,8 @@ class Outbox:
 
     def _join(self, db: sqlite3.Connection, delivery: str, channel: str) -> None:
         """One that went past the file is sent, or ours for as long as a send may take: nobody else must send it."""
-        if self._past[delivery] is not None:
-            self._mark_sent(db, channel, (delivery,))
+        if self._past.get(delivery) is not None:
+            self._count_sent(db, channel, (delivery,))
             return
         lease = self._clock.wall() + self._policy.channels[channel].timeout_s + LEASE_MARGIN_S
         db.execute(
@@ -587,9 +588,12 @@ class Outbox:
     def sent(self, channel: str, ids: Sequence[str]) -> bool:
         """They are delivered. Whether the channel had been failing."""
         with self._store.transaction() as db:
-            return self._mark_sent(db, channel, ids)
+            state = self._count_sent(db, channel, ids)
+            _put_channel(db, state.replace(failures=0, not_before_unix_s=0.0, since_unix_s=None, error=""))
+        return state.failures > 0
 
-    def _mark_sent(self, db: sqlite3.Connection, channel: str, ids: Sequence[str]) -> bool:
+    def _count_sent(self, db: sqlite3.Connection, channel: str, ids: Sequence[str]) -> ChannelState:
+        """Put them down as sent; the channel's state, in which nothing else changes: its courier does that."""
         now, found = self._clock.wall(), 0
         for each in ids:
             done = db.execute(
@@ -601,11 +605,9 @@ class Outbox:
             if self._store.degraded:
                 self._note_past(each, now)  # the file, where it may be too, is told later
         state = _channel(db, channel)
-        _put_channel(
-            db,
-            state.replace(failures=0, not_before_unix_s=0.0, since_unix_s=None, error="", sent=state.sent + found),
-        )
-        return state.failures > 0
+        state = state.replace(sent=state.sent + found)
+        _put_channel(db, state)
+        return state
 
     def failed(
         self, use: ChannelUse, ids: Sequence[str], error: str, *, recoverable: bool, retry_after_s: float | None = None
