@@ -433,8 +433,8 @@ class Teller:
 
         The newest stay, so that whoever comes next knows what stands; the others until they are delivered.
         """
-        names = [(post, signal.id if signal is not None else "") for post in posts if [signal := from_text(post.text)]]
-        return [post for post, name in names[:-MOST_KEPT] if outbox.is_settled(name)]
+        known = [(post, signal.id) for post in posts if (signal := from_text(post.text)) is not None]
+        return [post for post, name in known[:-MOST_KEPT] if outbox.is_settled(name)]
 
     def _with_more(self, signal: Signal) -> Signal:
         """What is known beside it; nothing is asked for an EMERGENCY, which must not wait."""
