@@ -169,6 +169,20 @@ def test_a_channel_that_fails_is_listed_with_what_becomes_of_its_notices(place: 
     assert "a notice is given up after 3 tries: " in place.run("alerts", "list").stdout
 
 
+def test_one_look_tells_also_while_somebody_else_has_the_store_locked(place: Place) -> None:
+    place.run("alerts", "list")
+    with contextlib.closing(sqlite3.connect(place.folder / "state" / FILE_NAME, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        done = place.start("alerts", "check")
+    assert done.stdout.endswith("1 told\n")
+    assert [notice["what"] for notice in place.receiver.got] == ["raised"]
+    (line,) = [line for line in done.stderr.splitlines() if "store" in line or "memory, and" in line]
+    assert "is locked by another process" in line
+    assert "it is told from memory" in line
+    place.start("alerts", "check")  # the store knows nothing of it, and it lasts
+    assert [notice["what"] for notice in place.receiver.got] == ["raised", "raised"]
+
+
 def test_a_store_that_somebody_else_has_locked_is_one_line_and_not_an_empty_one(place: Place) -> None:
     place.run("alerts", "check")
     with contextlib.closing(sqlite3.connect(place.folder / "state" / FILE_NAME, isolation_level=None)) as other:

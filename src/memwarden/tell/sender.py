@@ -272,24 +272,35 @@ class Teller:
     def once(self, *, within_s: float) -> list[Told]:
         """Without threads of its own: take in what there is, also of the dead, deliver for at most so long, and close.
 
-        What was told by it. Raises StoreError.
+        What was told by it. A store that is locked for 5 s, or full, does not keep it from telling: then it is done in
+        memory, from what can be read, and what was told then is not known to the next one. Raises StoreError.
         """
-        start = self._clock.wall()
         outbox = self._outbox = self.open_outbox()
         try:
             if outbox.moved:
                 self._say_moved(outbox)
-            self._take_in(outbox)
-            self._adopt(outbox)
-            outbox.sweep()
-            outbox.wake()
-            deliver(self.couriers(outbox), within_s=within_s, waits=self._waits)
-            self._take_in(outbox)  # what a courier has to say of its channel
-            outbox.prune()
-            return outbox.history(touched_since_unix_s=start)
+            try:
+                return self._once(outbox, within_s)
+            except StoreError as error:
+                if outbox.degraded or not (is_locked(error) or is_failing(error)):
+                    raise
+                self._log.error("it is told from memory, and not kept that it was: %s", error)
+                outbox.into_memory()
+                return self._once(outbox, within_s)
         finally:
             self._outbox = None
             outbox.close()
+
+    def _once(self, outbox: Outbox, within_s: float) -> list[Told]:
+        start = self._clock.wall()
+        self._take_in(outbox)
+        self._adopt(outbox)
+        outbox.sweep()
+        outbox.wake()
+        deliver(self.couriers(outbox), within_s=within_s, waits=self._waits)
+        self._take_in(outbox)  # what a courier has to say of its channel
+        outbox.prune()
+        return outbox.history(touched_since_unix_s=start)
 
     def _run(self, ending: threading.Event) -> None:
         try:
