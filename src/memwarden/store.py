@@ -357,7 +357,7 @@ class Store:
     def _after_fork(self) -> None:
         # The parent's connection must not be used here nor closed: its locks are the parent's (sqlite.org/howtocorrupt,
         # "carrying an open database connection across a fork"). So it is kept and never touched.
-        self._lock, self._pid = threading.Lock(), os.getpid()
+        self._lock, self._turn, self._pid = threading.Lock(), threading.Event(), os.getpid()
         self._inherited.append(self._db)
         if self.path is not None:
             self._db = self._open(self.path)

@@ -76,8 +76,8 @@ LEASE_MARGIN_S = 15.0
 FIRST_REST_S, LONGEST_REST_S = 1.0, 300.0
 LONGEST_RETRY_AFTER_S = 3600.0
 _WAKES = 200
-# Deliveries that went out past the file and wait to be put down there.
-MOST_PAST = 1_000
+# Deliveries that went out past the file and wait to be put down there: below SQLite's least number of variables (999).
+MOST_PAST = 900
 # What is for a channel that nobody has any more is kept for so many times `give_up_s`.
 UNTRIED = 7
 TOO_MANY = "too many were waiting"
