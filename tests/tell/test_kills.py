@@ -85,6 +85,7 @@ class Receiver:
         self.messages = Counter[str]()
         self.keys: dict[str, set[str]] = {}
         self.lives = Counter[tuple[str, str]]()
+        self.answered = 0
         self.more = threading.Event()
         self.victim: int | None = None
         self.kill_at = ""
@@ -113,6 +114,7 @@ class Receiver:
                     return
                 if receiver.kill_at == "after":
                     receiver.kill()
+                receiver.answered += 1
 
             def do_HEAD(self) -> None:
                 self.send_response(204)
