@@ -77,7 +77,8 @@ _POST = struct.Struct("<Qdd984s")
 _POST_SIZE = 1024
 _POSTS = 16
 SIZE_WITH_POSTS = SIZE + _POST_SIZE * _POSTS
-# The first slots are for the most urgent alone: a crowd of the others must not be in their way.
+# The first slots are for the most urgent alone: a crowd of the others must not be in their way. One of the rest stays
+# free for what takes the place of another.
 _RESERVED = 2
 POST_BYTES = 984
 
@@ -367,34 +368,47 @@ class BlackBox:
         """The answer to a command."""
         self._put(_ANSWER_AT, _ANSWER.pack(identity, _cut(text, 960)))
 
-    def post(self, unix_s: float, monotonic_s: float, text: str, *, urgent: bool = False) -> bool:
-        """Leave something to be told in a free slot, of at most POST_BYTES as UTF-8; false where none is free.
+    def post(self, unix_s: float, monotonic_s: float, text: str, *, urgent: bool = False) -> int:
+        """Leave something to be told in a free slot, of at most POST_BYTES as UTF-8; its number, 0 where none is free.
 
-        From then on it survives a SIGKILL. A box without slots has none free.
+        From then on it survives a SIGKILL. A box without slots has none free. What is not urgent leaves two slots to
+        what is, and one for `replace`.
         """
-        if self._size == SIZE:
-            return False
-        for slot in range(0 if urgent else _RESERVED, _POSTS):
-            at = _POSTS_AT + slot * _POST_SIZE
-            # The number stands for the record: while it differs from what was taken, nobody has told it yet.
-            if self._map[at : at + 8] != self._map[at + 8 : at + 16]:
-                continue
-            self._posted = number = self._posted + 1
-            # Sealed before its number is there: until then, and in one instant, it is free, and after it whole.
-            body = _POST.pack(number, unix_s, monotonic_s, _cut(text, POST_BYTES))
-            self._map[at + 16 : at + 8 + len(body) + _SEAL] = body[8:] + crc32(body).to_bytes(_SEAL, "little")
-            self._map[at + 8 : at + 16] = body[:8]
-            return True
-        return False
+        free = self._free_posts(0 if urgent else _RESERVED)
+        return self._write_post(free[0], unix_s, monotonic_s, text) if len(free) > (0 if urgent else 1) else 0
+
+    def replace(self, number: int, unix_s: float, monotonic_s: float, text: str) -> int:
+        """Leave it instead of the post of this number, which it makes out of date; its own number.
+
+        0 where that one was taken, or no slot is free. Whenever it is killed, one of the two is there, or both.
+        """
+        was = number.to_bytes(8, "little")
+        places = range(_POSTS_AT, _POSTS_AT + _POST_SIZE * _POSTS, _POST_SIZE) if self._size != SIZE else ()
+        old = next((at for at in places if self._map[at + 8 : at + 16] == was != self._map[at : at + 8]), None)
+        free = self._free_posts(_RESERVED)
+        if old is None or not free:
+            return 0
+        found = self._write_post(free[0], unix_s, monotonic_s, text)
+        self._map[old : old + 8] = was
+        return found
+
+    def _free_posts(self, first: int) -> list[int]:
+        """Where a record would be free to be written, from that slot on."""
+        # The number stands for the record: while it differs from what was taken, nobody has told it yet.
+        places = (_POSTS_AT + slot * _POST_SIZE for slot in range(first, _POSTS)) if self._size != SIZE else ()
+        return [at for at in places if self._map[at : at + 8] == self._map[at + 8 : at + 16]]
+
+    def _write_post(self, at: int, unix_s: float, monotonic_s: float, text: str) -> int:
+        self._posted = number = self._posted + 1
+        # Sealed before its number is there: until then, and in one instant, it is free, and after it whole.
+        body = _POST.pack(number, unix_s, monotonic_s, _cut(text, POST_BYTES))
+        self._map[at + 16 : at + 8 + len(body) + _SEAL] = body[8:] + crc32(body).to_bytes(_SEAL, "little")
+        self._map[at + 8 : at + 16] = body[:8]
+        return number
 
     def posts(self) -> tuple[Post, ...]:
         """What is left to be told, in the order in which it was posted."""
         return _read_posts(self._map)[0] if self._size != SIZE else ()
-
-    def is_urgent(self) -> bool:
-        """Whether something urgent is left to be told."""
-        ends = (_POSTS_AT + slot * _POST_SIZE for slot in range(_RESERVED)) if self._size != SIZE else ()
-        return any(self._map[at : at + 8] != self._map[at + 8 : at + 16] for at in ends)
 
     def take(self, post: Post) -> None:
         """It is told, or kept where nothing is lost: its slot is free."""

@@ -315,16 +315,14 @@ class Finding(Fact):
     leak: Leak | None = None
 
 
-class Notice(Fact):
-    """One thing to tell one channel. `details` holds JSON values only, and no secret.
+class Alert(Fact):
+    """What an alert says wherever it stands: as a signal, in the history, as a notice.
 
-    `delivery_id` is the same at every attempt to deliver it: receivers take it for the one thing that it is. `key`
-    names the state that it is about (target and kind), so that raised, escalated and recovered belong together.
+    `key` names the state that it is about (target and kind), so that raised, escalated and recovered belong together.
     `kind` is the alert type (high_usage, limit_exceeded, leak, rapid_growth, collections, job_split, spike, oom_kill,
-    action, custom, test); `what` is raised, changed, escalated, reminded, recovered or test.
+    action, custom, test).
     """
 
-    delivery_id: str
     key: str
     kind: str
     what: str
@@ -334,6 +332,16 @@ class Notice(Fact):
     unix_s: float
     target: str
     host: str
+
+
+class Notice(Alert):
+    """One thing to tell one channel. `details` holds JSON values only, and no secret.
+
+    `delivery_id` is the same at every attempt to deliver it: receivers take it for the one thing that it is. `what` is
+    raised, changed, escalated, reminded, recovered or test.
+    """
+
+    delivery_id: str
     details: Mapping[str, Any] = {}
 
 

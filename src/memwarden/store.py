@@ -25,17 +25,19 @@ from memwarden.mounts import NETWORK, file_system
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
     from typing import Self
 
     from memwarden.ports import Clock
 
-__all__ = ["Checkpoint", "DeadLetter", "Store", "state_directory"]
+__all__ = ["Checkpoint", "DeadLetter", "Store", "is_failing", "is_locked", "state_directory"]
 
 FILE_NAME = "memwarden.db"
 # How long a writer waits for another one: writes here take well under a millisecond.
 BUSY_S = 5.0
+# One that may be asked to hurry meanwhile waits in slices of this, and lets other threads have a turn in between.
+SLICE_S, TURN_S = 0.02, 0.005
 IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 
 # One script per version of the schema; a file is brought up by those that it lacks. Never edit one that was released.
@@ -173,10 +175,12 @@ def state_directory(setting: str | None, environ: Mapping[str, str]) -> str | No
 class Store:
     """Opens the file in `folder` (None: the usual place). Raises StoreError where it must not or cannot be used.
 
-    `memory`, where given, says why it is to live in memory and not in a file. `reading` is for whoever only looks: no
-    file is made, nothing lives in memory in its stead (StoreError says why), and others write while it reads.
+    `memory`, where given, says why it is to live in memory and not in a file; with `or_memory` false it never does so
+    by itself, and what keeps it from its file is a StoreError. `reading` is for whoever only looks: no file is made,
+    nothing lives in memory in its stead, and others write while it reads.
 
-    Every call is one transaction of its own, and waits at most 5 s for other writers.
+    Every call is one transaction of its own, and waits at most 5 s for other writers; not even that where `hurry`,
+    which is asked meanwhile, says so.
     """
 
     def __init__(
@@ -188,9 +192,14 @@ class Store:
         mounts: str = "/proc/self/mountinfo",
         memory: str = "",
         reading: bool = False,
+        or_memory: bool = True,
+        hurry: Callable[[], bool] | None = None,
     ) -> None:
         self._clock = clock or SystemClock()
         self._reads = reading
+        self._hurry = hurry
+        self._retired = False
+        self._turn = threading.Event()  # that nobody sets
         self._lock = threading.Lock()
         self._inherited: list[sqlite3.Connection] = []
         self.notes: tuple[str, ...] = ()
@@ -207,7 +216,12 @@ class Store:
         except (OSError, sqlite3.OperationalError) as error:
             if reading:
                 raise _unreadable(error, found) from error
+            if not or_memory:
+                where, mend = self.path or found or "store", "see that it can be written, or set MEMWARDEN_DIR"
+                raise StoreError(f"cannot be used: {_why(error)}", where=where, mend=mend) from error
             self._db = self._in_memory(found, error)
+            if not memory:  # whoever gives a reason has said it
+                logging.getLogger("memwarden.store").warning("%s", self.degraded)
         self._pid = os.getpid()
 
     def _place(self, folder: str, mounts: str) -> str:
@@ -230,13 +244,14 @@ class Store:
 
     def _open(self, path: str) -> sqlite3.Connection:
         # isolation_level None: transactions are begun by us. WAL and its shared memory get the file's own mode.
-        db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        wait_s = BUSY_S if self._hurry is None else SLICE_S
+        db = sqlite3.connect(path, timeout=wait_s, isolation_level=None, check_same_thread=False)
         try:
-            db.execute("PRAGMA journal_mode = WAL").close()
+            self._patiently(lambda: db.execute("PRAGMA journal_mode = WAL").close())
             db.execute("PRAGMA synchronous = NORMAL").close()
             # Whoever only looks waits for no writer, unless there is something to bring up.
             if not self._reads or db.execute("PRAGMA user_version").fetchone()[0] != len(_MIGRATIONS):
-                _migrate(db, path)
+                self._patiently(lambda: _migrate(db, path))
         except sqlite3.OperationalError:
             db.close()
             raise
@@ -250,14 +265,14 @@ class Store:
 
     def _in_memory(self, folder: str | None, error: OSError | sqlite3.OperationalError) -> sqlite3.Connection:
         self.path, self.notes = None, ()
-        self.degraded = f"{folder or 'store'}: {error}; kept in memory, nothing survives this process"
-        logging.getLogger("memwarden.store").warning("%s", self.degraded)
+        self.degraded = f"{folder or 'store'}: {_why(error)}; kept in memory, nothing survives this process"
         db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         _migrate(db, ":memory:")
         return db
 
     def close(self) -> None:
         """Close the file. A second close is a no-op."""
+        self._retired = True
         with self._lock:
             if self._pid == os.getpid():
                 self._db.close()
@@ -268,35 +283,87 @@ class Store:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    def retire(self) -> None:
+        """Have nobody begin anything here any more, which is a StoreError from now on: another one takes its place."""
+        self._retired = True
+
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self, *, patient: bool = True) -> Iterator[sqlite3.Connection]:
         """One write transaction of a room that keeps its own tables here (jobs, alerts): all of it, or nothing.
 
-        Raises StoreError for whatever SQLite says. Not re-entrant: no other call of this Store within it.
+        Raises StoreError for whatever SQLite says. Not re-entrant: no other call of this Store within it. One that is
+        not `patient` waits for nobody for longer than a slice, in a Store that may be hurried.
         """
+        with self._begun("BEGIN" if self._reads else "BEGIN IMMEDIATE", patient=patient) as db:
+            yield db
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """One look at all of it as it is at one moment, which no other writer keeps waiting. Raises StoreError."""
+        with self._begun("BEGIN", patient=True) as db:
+            yield db
+
+    @contextmanager
+    def _begun(self, how: str, *, patient: bool) -> Iterator[sqlite3.Connection]:
         if self._pid != os.getpid():
             self._after_fork()
-        with self._lock:
+        try:
+            lock = self._begin(how, patient=patient)
             try:
-                self._db.execute("BEGIN" if self._reads else "BEGIN IMMEDIATE")
+                yield self._db
+                self._db.execute("COMMIT")
+            finally:
                 try:
-                    yield self._db
-                    self._db.execute("COMMIT")
-                finally:
                     if self._db.in_transaction:
                         self._db.execute("ROLLBACK")
-            except sqlite3.Error as error:
-                raise StoreError(str(error), where=self.path or "store", mend="see that it can be written") from error
+                finally:
+                    lock.release()
+        except sqlite3.Error as error:
+            raise _store_error(error, self.path or "store") from error
+
+    def _begin(self, how: str, *, patient: bool) -> threading.Lock:
+        """Begin, and hold the lock of this Store, which is given back while another process is waited for."""
+        lock = self._lock
+
+        def begin() -> None:
+            lock.acquire()
+            try:
+                if self._retired:
+                    raise sqlite3.ProgrammingError("the store is closed")  # noqa: TRY301  gives the lock back too
+                self._db.execute(how)
+            except BaseException:
+                lock.release()
+                raise
+
+        self._patiently(begin, patient=patient)
+        return lock
+
+    def _patiently(self, step: Callable[[], None], *, patient: bool = True) -> None:
+        """Have it done, in slices where somebody may ask to hurry; one slice at least. Raises sqlite3.Error."""
+        clock = SystemClock()  # whatever clock we live by: it is a real process that is waited for
+        end_s = clock.monotonic() + BUSY_S
+        while True:
+            try:
+                step()
+            except sqlite3.OperationalError as error:
+                if not patient or not _is_busy(error) or self._hurry is None or self._hurry():
+                    raise
+                if clock.monotonic() >= end_s:
+                    raise
+            else:
+                return
+            clock.wait(self._turn, TURN_S)
 
     def _after_fork(self) -> None:
         # The parent's connection must not be used here nor closed: its locks are the parent's (sqlite.org/howtocorrupt,
         # "carrying an open database connection across a fork"). So it is kept and never touched.
-        self._lock, self._pid = threading.Lock(), os.getpid()
+        self._lock, self._turn, self._pid = threading.Lock(), threading.Event(), os.getpid()
         self._inherited.append(self._db)
         if self.path is not None:
             self._db = self._open(self.path)
         else:
             self._db = self._in_memory(None, OSError("forked: what the parent kept in memory is not here"))
+            logging.getLogger("memwarden.store").warning("%s", self.degraded)
 
     # --- checkpoints -------------------------------------------------------------------------------------------
 
@@ -405,8 +472,40 @@ def _unreadable(error: OSError | sqlite3.OperationalError, folder: str | None) -
     return StoreError(getattr(error, "strerror", None) or str(error), where=where, mend="see that it can be read")
 
 
+# Another connection has it: SQLITE_BUSY and SQLITE_LOCKED.
+_BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+
+
+def _is_busy(error: BaseException | None) -> bool:
+    return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF in _BUSY
+
+
+def _why(error: OSError | sqlite3.Error) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _store_error(error: sqlite3.Error, where: str) -> StoreError:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in _BUSY:
+        return StoreError("is locked by another process", where=where, mend=f"`fuser {where}` says by which")
+    mend = "make room on its disk" if code == sqlite3.SQLITE_FULL else "see that it can be written"
+    return StoreError(str(error), where=where, mend=mend)
+
+
+def is_locked(error: StoreError) -> bool:
+    """Whether somebody else has it locked, and nothing is wrong with it."""
+    return _is_busy(error.__cause__)
+
+
+def is_failing(error: StoreError) -> bool:
+    """Whether something is wrong with the file (full, read-only, damaged); not where it is locked, or closed by us."""
+    return getattr(error.__cause__, "sqlite_errorcode", None) is not None and not is_locked(error)
+
+
 def _migrate(db: sqlite3.Connection, path: str) -> None:
     """Bring the schema up, each step with its number in one transaction; two that start at once take turns."""
+    if db.execute("PRAGMA user_version").fetchone()[0] == len(_MIGRATIONS):
+        return  # nothing to write, so nobody who writes just now need be waited for
     db.execute("BEGIN IMMEDIATE")
     try:
         version = db.execute("PRAGMA user_version").fetchone()[0]

@@ -136,6 +136,10 @@ def test_a_receiver_that_is_not_there_is_a_failure_of_the_test(place: Place) -> 
         ('kind = "webhook"\nurl_env = "NOT_SET"', "NOT_SET is not set"),
         ('kind = "log"\nthrottel = "5m"', "there is no setting 'throttel'; did you mean 'throttle'?"),
         ('kind = "log"\ntimeout = "soon"', "'soon' is not a duration"),
+        ('kind = "log"\ngive_up_after = 0', "0 is no number from 1 to 20"),
+        ('kind = "log"\ngive_up_after = "0s"', "is neither tries nor a time; write 3, or"),
+        ('kind = "smtp"\nhost = "localhost"\nfrom = "a@b.c"\nto = ""', "to: has no recipient"),
+        ('kind = "smtp"\nhost = ""\nfrom = "a@b.c"\nto = "a@b.c"', "host: is empty"),
     ],
 )
 def test_a_channel_that_is_wrong_is_one_clear_line(place: Place, table: str, words: str) -> None:
@@ -143,6 +147,48 @@ def test_a_channel_that_is_wrong_is_one_clear_line(place: Place, table: str, wor
     (line, _) = place.run("alerts", "test", code=1).stdout.splitlines()
     assert line.startswith("hook: FAILED: memwarden.toml: alerts.channels.hook")
     assert words in line
+    (checked,) = place.run("config").stderr.splitlines()
+    assert checked == f"memwarden config: {line.removeprefix('hook: FAILED: ')}"
+
+
+def test_a_table_that_nothing_starts_with_fails_the_configuration_check(place: Place) -> None:
+    place.write('[alerts]\nremaind = "4h"\n[alerts.channels.log]\nkind = "log"\n')
+    (line,) = place.run("config", "--format", "json", code=2).stderr.splitlines()
+    assert line == "memwarden config: memwarden.toml: alerts: there is no setting 'remaind'; did you mean 'remind'?"
+
+
+def test_a_channel_that_fails_is_listed_with_what_becomes_of_its_notices(place: Place) -> None:
+    table = '[alerts]\n[alerts.channels.hook]\nkind = "webhook"\nurl = "http://127.0.0.1:9/x"\nattempts = 1\n'
+    place.write(f"{table}")
+    place.run("alerts", "check")
+    shown = place.run("alerts", "list").stdout.splitlines()[-1]
+    assert shown.startswith("channel hook: 0 sent, 1 waiting, 0 given up, failing for ")
+    assert "(1 failure, down); tried again in " in shown
+    assert "a notice is given up after 1 d: " in shown
+    place.write(f"{table}give_up_after = 3\n")
+    assert "a notice is given up after 3 tries: " in place.run("alerts", "list").stdout
+
+
+def test_one_look_tells_also_while_somebody_else_has_the_store_locked(place: Place) -> None:
+    place.run("alerts", "list")
+    with contextlib.closing(sqlite3.connect(place.folder / "state" / FILE_NAME, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        done = place.start("alerts", "check")
+    assert done.stdout.endswith("1 told\n")
+    assert [notice["what"] for notice in place.receiver.got] == ["raised"]
+    (line,) = [line for line in done.stderr.splitlines() if "store" in line or "memory, and" in line]
+    assert "is locked by another process" in line
+    assert "it is told from memory" in line
+    place.start("alerts", "check")  # the store knows nothing of it, and it lasts
+    assert [notice["what"] for notice in place.receiver.got] == ["raised", "raised"]
+
+
+def test_a_store_that_somebody_else_has_locked_is_one_line_and_not_an_empty_one(place: Place) -> None:
+    place.run("alerts", "check")
+    with contextlib.closing(sqlite3.connect(place.folder / "state" / FILE_NAME, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        (line,) = place.run("alerts", "list", code=2).stderr.splitlines()
+    assert f"state/{FILE_NAME}: is locked by another process; `fuser " in line
 
 
 def test_one_receiver_configured_twice_is_said(place: Place) -> None:
@@ -192,6 +238,9 @@ def test_a_store_that_cannot_be_written_is_said(place: Place) -> None:
     (place.folder / "state").write_text("a file, no folder")
     done = place.run("alerts", "test", code=1)
     assert "store: FAILED: " in done.stdout
+    for verb in (("list",), ("history",), ("silence", "*")):  # never "nothing is on"
+        ran = place.run("alerts", *verb, code=2)
+        assert (ran.stdout, len(ran.stderr.splitlines())) == ("", 1)
 
 
 def test_no_secret_is_in_the_store_or_shown_by_config(place: Place) -> None:

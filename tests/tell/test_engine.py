@@ -7,7 +7,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memwarden.errors import ConfigError
@@ -19,6 +19,9 @@ from .conftest import Desk, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+# The machine's other work is no fault of a test.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 MIN, HOUR = 60.0, 3600.0
 
@@ -169,7 +172,7 @@ def test_without_any_of_this_each_crossing_would_be_a_notice() -> None:
     assert len([each for each in changes if each.what == "raised"]) == 500
 
 
-@settings(max_examples=40, deadline=None)
+@settings(unhurried, max_examples=40)
 @given(
     st.lists(
         st.tuples(st.sampled_from([1.0, 3.0, 40.0, 70.0, 130.0, 700.0, 1000.0]), st.booleans()), min_size=1, max_size=60
@@ -413,7 +416,7 @@ SIGNALS = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(unhurried, max_examples=60)
 @given(st.lists(SIGNALS, max_size=40))
 def test_whatever_comes_each_state_is_told_in_turn(
     steps: list[tuple[str, int, str, str, float]],

@@ -175,6 +175,26 @@ def test_what_fails_for_good_is_dead_and_what_is_too_old_too(desk: Desk, caplog:
     assert "channel chat: 1 notice(s) were given up" in caplog.text
 
 
+@pytest.mark.parametrize(("after", "tries", "dead_after"), [(3, 5, 3), (7200.0, 5, 5), (1, 2, 1), (None, 5, 6)])
+def test_a_channel_may_give_up_after_tries_or_a_time_of_its_own(
+    desk: Desk, after: float | None, tries: int, dead_after: int
+) -> None:
+    """Half an hour passes after each try; the notices of others and of the next one are not touched."""
+    use = chat(desk).replace(give_up_after=after)
+    desk.outbox.take([desk.signal("raised", 2)])
+    dead = []
+    for _ in range(tries):
+        claim = desk.outbox.claim(use)
+        if claim is None:
+            break
+        dead.append(desk.outbox.failed(use, ids(claim), "down", recoverable=True).dead)
+        desk.clock.advance(1801)
+    assert dead == ([0] * (dead_after - 1) + [1])[:tries]
+    (told,) = desk.outbox.history()
+    expected = "dead" if dead_after <= tries else "pending"
+    assert {channel: state for channel, state, _, _ in told.deliveries} == {"chat": expected, "mail": "pending"}
+
+
 def test_history_is_queried_and_kept_for_its_time(desk: Desk) -> None:
     desk.say("raised", 2, target="shop-1")
     desk.clock.advance(86_400)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memwarden.facts import Finding, Leak, Level, Outcome
@@ -21,6 +21,9 @@ from memwarden.tell.rules import (
 )
 from memwarden.tell.signals import KINDS
 from memwarden.testing import pressure
+
+# The machine's other work is no fault of a test.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 N, W, C, E = Level.NORMAL, Level.WARNING, Level.CRITICAL, Level.EMERGENCY
 
@@ -84,7 +87,7 @@ def test_what_is_unknown_ends_nothing_by_itself() -> None:
     assert made.exceeded
 
 
-@settings(max_examples=200, deadline=None)
+@settings(unhurried, max_examples=200)
 @given(
     st.lists(st.tuples(st.floats(0, 100), st.sampled_from([N, W, C, E]), st.floats(0, 1.2)), max_size=60),
     st.floats(0, 100),

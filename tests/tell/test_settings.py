@@ -7,12 +7,15 @@ import tomllib
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memwarden.errors import ConfigError
 from memwarden.facts import Level
 from memwarden.tell.settings import Maintenance, parse
+
+# The machine's other work is no fault of a test.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 OPS = {"ops": {"kind": "slack"}}
 
@@ -104,6 +107,7 @@ NAMES = st.sampled_from(
 )
 
 
+@unhurried
 @given(st.dictionaries(NAMES, VALUES, max_size=4))
 def test_no_table_raises_anything_else(table: dict[str, Any]) -> None:
     try:
@@ -134,6 +138,7 @@ def test_a_window_of_every_week_also_across_midnight() -> None:
     assert window.ends(at("2026-11-21T01:00:00")) is None  # the Friday before it
 
 
+@unhurried
 @given(st.floats(0, 4e9), st.integers(0, 86_399), st.integers(0, 86_399))
 def test_a_window_that_is_on_ends_after_now_and_within_a_day(now: float, from_s: int, to_s: int) -> None:
     window = Maintenance(name="x", from_s=from_s, to_s=to_s, utc=True)

@@ -8,7 +8,7 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memwarden import blackbox
@@ -19,6 +19,9 @@ from memwarden.tell.signals import KINDS, SCOPES, WHATS, Signal, from_text, to_t
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+# The machine's other work is no fault of a test.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 TEXT = st.text(max_size=400)
 WORD = st.text(min_size=1, max_size=200)
@@ -35,7 +38,7 @@ SIGNALS = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(unhurried, max_examples=300)
 @given(SIGNALS)
 def test_every_signal_fits_into_a_slot_and_keeps_its_identity(signal: Signal) -> None:
     text = to_text(signal)
@@ -60,13 +63,14 @@ def test_the_least_telling_details_go_first() -> None:
     assert back.details == {"used_bytes": 1, "limit_bytes": 2}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(unhurried, max_examples=300)
 @given(st.text(max_size=500) | JSON.map(json.dumps) | SIGNALS.map(to_text).map(lambda text: text[:-1]))
 def test_no_foreign_text_is_a_signal_or_raises(text: str) -> None:
     found = from_text(text)
     assert found is None or isinstance(found, Signal)
 
 
+@unhurried
 @given(SIGNALS, st.sampled_from(Signal._fields), JSON)
 def test_one_wrong_field_is_no_signal_or_one_that_is_whole(signal: Signal, name: str, value: Any) -> None:
     values = json.loads(to_text(signal))
@@ -84,8 +88,11 @@ def box_in(folder: str, unix_s: float = 1.0, pid: int = 1) -> BlackBox:
     return BlackBox(folder, pid=pid, unix_s=unix_s, monotonic_s=1.0, posts=True)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["post", "urgent", "take", "mark"]), st.integers(0, 20)), max_size=60))
+WAYS = ["post", "urgent", "replace", "take", "mark"]
+
+
+@settings(unhurried, max_examples=60)
+@given(st.lists(st.tuples(st.sampled_from(WAYS), st.integers(0, 20)), max_size=60))
 def test_slots_hold_what_was_posted_until_it_is_taken_by_whoever(steps: list[tuple[str, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         box, held, number = box_in(folder), {}, 0
@@ -97,6 +104,14 @@ def test_slots_hold_what_was_posted_until_it_is_taken_by_whoever(steps: list[tup
                     held[number] = f"text {number}"
                 else:
                     number -= 1
+            elif what == "replace":
+                old = which if which in held else 0
+                if box.replace(which, 1.0, 2.0, f"text {number + 1}"):
+                    number += 1
+                    assert held.pop(old)
+                    held[number] = f"text {number}"
+                else:
+                    assert not old or len(held) > 13
             elif held:
                 post = box.posts()[which % len(held)]
                 held.pop(post.number)
@@ -110,12 +125,12 @@ def test_slots_hold_what_was_posted_until_it_is_taken_by_whoever(steps: list[tup
         assert read_box(box.path).damaged == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(unhurried, max_examples=60)
 @given(at=st.integers(0, 16 * 1024 - 1), junk=st.binary(min_size=1, max_size=300))
 def test_a_damaged_slot_is_left_out_and_counted_and_the_others_stand(at: int, junk: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         box = box_in(folder)
-        texts = {f"text {number}" for number in range(14)}
+        texts = {f"text {number}" for number in range(13)}
         for text in sorted(texts):
             assert box.post(1.0, 2.0, text)
         assert box.path is not None

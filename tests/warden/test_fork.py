@@ -69,7 +69,7 @@ def ended_well(child):
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
             return status == 0
-        time.sleep(0.002)
+        time.sleep(0.002)  # waitpid has no time-out of its own
     os.kill(child, signal.SIGABRT)  # it hangs: it says on standard error where
     return os.waitpid(child, 0)[1] == 0
 warden = Warden(interval="10ms", blackbox=False).start()
@@ -117,7 +117,7 @@ def work(ballast_mib):
     warden.start()  # a no-op where it came along with the fork
     end = time.monotonic() + 20
     while warden.ticks < 3 and time.monotonic() < end:
-        time.sleep(0.005)
+        time.sleep(0.005)  # for ticks of its thread, which have no event
     found = warden.reading
     warden.stop()
     return os.getpid(), found.pid, found.rss_bytes, warden.errors
@@ -219,16 +219,18 @@ def serve(number):
     wait_until(lambda: warden.ticks >= 4)
     with warden.operation("request"):
         tell(number=number, pid=os.getpid(), seen=warden.reading.pid, rss=warden.reading.rss_bytes)
+        os.write(told[1], b".")
         signal.pause()
 
-workers = []
+workers, told = [], os.pipe()
 for number in range(3):
     pid = os.fork()
     if not pid:
         serve(number)
     workers.append(pid)
+for _ in workers:
+    os.read(told[0], 1)
 wait_until(lambda: len(__import__("glob").glob(os.environ["MEMWARDEN_DIR"] + "/run/*.box")) == 4)
-time.sleep(1.0)
 for pid in workers:
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)

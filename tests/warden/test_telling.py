@@ -188,13 +188,13 @@ for _ in range(8):
 def boxes():
     return [name for name in os.listdir("run") if name.endswith(".box")] if os.path.isdir("run") else []
 wait_until(lambda: len(boxes()) == 8)
-time.sleep(0.3)
+time.sleep(0.3)  # so that all of them tick, and one leads, before it burns
 say("EMERGENCY")
 wait_until(lambda: of("high_usage") == ["raised"])
-time.sleep(1.0)
+time.sleep(1.0)  # in which a second notice would come: of nothing there is no event
 say("NORMAL")
 wait_until(lambda: "recovered" in of("high_usage"))
-time.sleep(0.5)
+time.sleep(0.5)  # likewise a second recovery
 open("end", "w").close()
 for pid in pids:
     os.waitpid(pid, 0)
@@ -218,18 +218,18 @@ def worker():
     pid = os.fork()
     if not pid:
         Warden(**options).start()
-        time.sleep(600)
+        signal.pause()  # until it is killed
     return pid
 first = worker()
 wait_until(lambda: os.path.isdir("run") and any(n.startswith("leader-") for n in os.listdir("run")))
-time.sleep(0.5)
+time.sleep(0.5)  # so that the first has ticked as the leader before there is another
 second = worker()
-time.sleep(0.5)
+wait_until(lambda: sum(name.endswith(".box") for name in os.listdir("run")) == 2)
 say("CRITICAL")
 wait_until(lambda: of("high_usage") == ["raised"])
 os.kill(first, signal.SIGKILL)
 os.waitpid(first, 0)
-time.sleep(8.0)
+time.sleep(8.0)  # the next one leads within that; in the rest of it a second notice would come
 before = of("high_usage")
 say("NORMAL")
 wait_until(lambda: "recovered" in of("high_usage"))

@@ -9,21 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 from memwarden import config
 from memwarden.clock import SystemClock
-from memwarden.errors import ConfigError, DeliveryError, MemwardenError
+from memwarden.errors import ConfigError, DeliveryError, MemwardenError, StoreError
 from memwarden.facts import Level, Notice
 from memwarden.tell.engine import parse_matcher
 from memwarden.tell.outbox import Outbox
 from memwarden.tell.sender import Teller, build_channels
-from memwarden.tell.settings import AlertSettings, Policy, parse
+from memwarden.tell.settings import ATTEMPTS, AlertSettings, Policy, parse
 from memwarden.tell.signals import KINDS
 from memwarden.units import format_bytes, format_duration, format_ratio, parse_duration
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
+    from collections.abc import Mapping
 
     from memwarden.ports import Channel
     from memwarden.tell.engine import Incident
-    from memwarden.tell.outbox import Told
+    from memwarden.tell.outbox import ChannelState, Told
+    from memwarden.tell.settings import ChannelUse
 
 DESCRIPTION = (
     "Alerts of this user's guarded processes: the states that are on, and the history of what was told. The store is "
@@ -111,15 +113,9 @@ def _table() -> tuple[dict[str, Any], str]:
 
 def _outbox(settings: AlertSettings) -> Outbox:
     folder = config.settle(environ=os.environ).config.directory
-    outbox = Outbox(settings, folder=folder, clock=SystemClock())
+    outbox = Outbox(settings, folder=folder, clock=SystemClock(), or_memory=False)
     _opened.append(outbox)
-    if outbox.degraded:
-        _say(f"the store cannot be used: {outbox.degraded}")
     return outbox
-
-
-def _say(text: str) -> None:
-    print(f"memwarden alerts: {text}", file=sys.stderr)
 
 
 def _json(found: Any) -> int:
@@ -138,7 +134,8 @@ def _ago(unix_s: float | None) -> str:
 
 
 def _list(args: Namespace) -> int:
-    outbox = _outbox(_settings(need=False))
+    settings = _settings(need=False)
+    outbox = _outbox(settings)
     incidents, silences, channels = outbox.incidents(all_of_them=args.all), outbox.silences(), outbox.channels()
     if args.format == "json":
         return _json(
@@ -157,9 +154,30 @@ def _list(args: Namespace) -> int:
         left = format_duration(silence.until_unix_s - time.time())
         print(f"silence {silence.number}: {words}, for {left} more, by {silence.author}: {silence.comment or '-'}")
     for state in channels:
-        rests = f", failing for {_ago(state.since_unix_s)}: {state.error}" if state.failures else ""
-        print(f"channel {state.name}: {state.sent} sent, {state.pending} waiting, {state.dead} given up{rests}")
+        does = f", {_failing(state, settings)}" if state.failures else ""
+        print(f"channel {state.name}: {state.sent} sent, {state.pending} waiting, {state.dead} given up{does}")
     return 0
+
+
+def _failing(state: ChannelState, settings: AlertSettings) -> str:
+    """Of a channel that fails: since when, when it is tried again, and until when."""
+    use = _uses(settings).get(state.name)
+    attempts, after = (use.attempts, use.give_up_after) if use is not None else (ATTEMPTS, None)
+    down = ", down" if state.failures >= attempts else ""
+    left_s = max(0.0, state.not_before_unix_s - time.time())
+    until = f"{after} tries" if isinstance(after, int) else format_duration(after or settings.give_up_s)
+    tries = "1 failure" if state.failures == 1 else f"{state.failures} failures running"
+    return (
+        f"failing for {_ago(state.since_unix_s)} ({tries}{down}); tried again in {format_duration(left_s)}, "
+        f"a notice is given up after {until}: {state.error}"
+    )
+
+
+def _uses(settings: AlertSettings) -> Mapping[str, ChannelUse]:
+    """How each channel is used, as far as its table can be read."""
+    if not settings.channels:
+        return {}
+    return build_channels(settings, os.environ)[0].policy.channels
 
 
 def _plain(incident: Incident) -> dict[str, Any]:
@@ -260,16 +278,23 @@ def _test(args: Namespace) -> int:
             names = ", ".join(settings.policy.channels)
             raise ConfigError(f"there is no channel {args.channel!r} in use", where="--channel", mend=f"write {names}")
     rows = [_try(channel, settings) for channel in channels]
-    outbox = _outbox(settings)
-    outbox.prune()  # a store that cannot be written says so here
-    rows.append({"channel": "store", "ok": not outbox.degraded, "said": outbox.degraded or outbox.path})
-    outbox.close()
+    rows.append(_try_store(settings))
     if args.format == "json":
         _json(rows)
     else:
         for row in rows:
             print(f"{row['channel']}: {'ok' if row['ok'] else 'FAILED'}: {row['said']}")
     return 0 if all(row["ok"] for row in rows) else FAILED
+
+
+def _try_store(settings: AlertSettings) -> dict[str, Any]:
+    """Open it and write to it; what came of that."""
+    try:
+        outbox = _outbox(settings)
+        outbox.prune()
+    except StoreError as error:
+        return {"channel": "store", "ok": False, "said": str(error)}
+    return {"channel": "store", "ok": True, "said": outbox.path}
 
 
 def _try(channel: Channel, settings: AlertSettings) -> dict[str, Any]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from memwarden.config import SETTINGS, Config, Settled, settle
+from memwarden.config import SETTINGS, Config, Settled, settle, table
+from memwarden.errors import ConfigError
 from memwarden.sense import Machine, find_cgroup, identify
 from memwarden.units import format_bytes, format_duration, format_ratio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 # Variables that are no settings: where the settings are, which preset, and who watches.
 _OTHERS = {"MEMWARDEN_CONFIG", "MEMWARDEN_PRESET", "MEMWARDEN_SUPERVISOR"}
@@ -29,7 +30,8 @@ def run(args: Namespace) -> int:
     platform = identify(machine, find_cgroup(machine)[0])
     preset = None if args.preset == "none" else args.preset
     settled = settle(environ=machine.environ, platform=platform.name, preset=preset)
-    for line in _unread(machine.environ):
+    code, wrong = _alerts(machine.environ)
+    for line in (*_unread(machine.environ), *wrong):
         print(f"memwarden config: {line}", file=sys.stderr)
     if args.format == "json":
         import json
@@ -45,10 +47,25 @@ def run(args: Namespace) -> int:
         }
         json.dump({"platform": platform.name, "preset": settled.preset, "settings": rows}, sys.stdout, indent=2)
         print()
-        return 0
+        return code
     print(f"platform {platform.name} ({platform.recognised}), preset {settled.preset or 'none'}")
     _print_table(settled)
-    return 0
+    return code
+
+
+def _alerts(environ: Mapping[str, str]) -> tuple[int, Sequence[str]]:
+    """What is wrong in the table `[alerts]`, a line for each; 2 where nothing could start with it."""
+    found, where = table("alerts", environ=environ)
+    if not found:
+        return 0, ()
+    from memwarden.tell.sender import build_channels, complaints
+    from memwarden.tell.settings import parse
+
+    try:
+        settings = parse(found, where or "alerts")
+        return 0, complaints(build_channels(settings, environ)[1]) if settings is not None else ()
+    except ConfigError as error:
+        return 2, (str(error),)
 
 
 def _unread(environ: Mapping[str, str]) -> list[str]:

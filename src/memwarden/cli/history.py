@@ -39,7 +39,7 @@ def run(args: Namespace) -> int:
     """Print it. Raises StoreError where there is no history."""
     last_s = parse_duration(args.last, where="--last")
     folder = state_directory(args.dir or settle(environ=os.environ).config.directory, os.environ)
-    if folder is None or not os.path.exists(os.path.join(folder, FILE_NAME)):
+    if folder is None or not _is_there(os.path.join(folder, FILE_NAME)):
         raise StoreError("there is no history", where=folder or "memwarden history", mend="`memwarden serve` keeps one")
     with History(folder, clock=SystemClock(), repair=False) as history:
         if args.pid is None:
@@ -53,6 +53,17 @@ def run(args: Namespace) -> int:
         points = history.points(lives[0].id, tier, now - last_s, now + 1)
         _print_points(lives[0], tier, points, args.format)
     return 0
+
+
+def _is_there(path: str) -> bool:
+    """Whether there is one. Raises StoreError where that cannot be seen."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StoreError(f"cannot be looked into: {error.strerror}", where=path, mend="it is another user's") from error
+    return True
 
 
 def _tier_for(last_s: float) -> Tier:

@@ -7,6 +7,7 @@ DeliveryError is a fault of the channel: it is named by its type alone, for its 
 from __future__ import annotations
 
 import logging
+from collections import deque
 
 from memwarden.errors import DeliveryError
 from memwarden.units import format_duration
@@ -36,6 +37,7 @@ class Courier:
         self._outbox, self._channel, self.use = outbox, channel, use
         self._on_down, self._on_up = on_down, on_up
         self._unmarked: list[str] = []
+        self._urgent: deque[Notice] = deque()
         self._log = logging.getLogger("memwarden.tell")
         self._warm = False
 
@@ -55,8 +57,20 @@ class Courier:
         self._warm = True
         return ""
 
+    @property
+    def is_urged(self) -> bool:
+        """Whether there is something to send that waits for no store."""
+        return bool(self._urgent)
+
+    def urge(self, notice: Notice) -> None:
+        """Send this one next, without asking the store, which somebody else has locked."""
+        self._urgent.append(notice)
+
     def once(self, *, waits: bool = True) -> bool:
         """One batch, if there is one to send now; whether there was. Raises StoreError."""
+        if self._urgent:
+            self._send_past(self._urgent.popleft())
+            return True
         self._mark()
         claim = self._outbox.claim(self.use, waits=waits)
         if claim is None:
@@ -65,10 +79,25 @@ class Courier:
         return True
 
     def _mark(self) -> None:
-        """What was sent and could not be marked then, because the store could not be written."""
+        """What was sent, just now or when the store could not be written."""
         if self._unmarked:
-            self._outbox.sent(self.name, self._unmarked)
+            was_failing = self._outbox.sent(self.name, self._unmarked)
             self._unmarked = []
+            if was_failing:
+                self._log.info("channel %s delivers again", self.name)
+                if self._on_up is not None:
+                    self._on_up(self.name)
+
+    def _send_past(self, notice: Notice) -> None:
+        try:
+            self._channel.send([notice], timeout_s=self.use.timeout_s)
+        except Exception as error:  # noqa: BLE001  a channel may raise anything
+            words = str(error) if isinstance(error, DeliveryError) else type(error).__name__
+            self._log.warning("channel %s, while the store is locked: %s; it is tried again", self.name, words)
+            self._outbox.came_back(notice.delivery_id)
+        else:
+            self._outbox.went_out(notice.delivery_id)
+            self._unmarked.append(notice.delivery_id)
 
     def _send(self, notices: Sequence[Notice]) -> None:
         ids = [each.delivery_id for each in notices]
@@ -84,12 +113,7 @@ class Courier:
             self._failed(ids, f"the channel raised {type(error).__name__}", recoverable=True, retry_after_s=None)
         else:
             self._unmarked += ids
-            was_failing = self._outbox.sent(self.name, self._unmarked)
-            self._unmarked = []
-            if was_failing:
-                self._log.info("channel %s delivers again", self.name)
-                if self._on_up is not None:
-                    self._on_up(self.name)
+            self._mark()
 
     def _failed(self, ids: Sequence[str], error: str, *, recoverable: bool, retry_after_s: float | None) -> None:
         found = self._outbox.failed(self.use, ids, error, recoverable=recoverable, retry_after_s=retry_after_s)
@@ -99,7 +123,7 @@ class Courier:
             return
         if found.down_now:
             self._log.error(
-                "channel %s is down after %d tries; what is for it waits and is tried on: %s",
+                "channel %s is down, failures running: %d; what is for it waits and is tried on: %s",
                 self.name, found.failures, error,
             )  # fmt: skip
             if self._on_down is not None:

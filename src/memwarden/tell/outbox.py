@@ -7,8 +7,16 @@ is urgent does not wait for that.
 
 A channel that fails rests for longer each time, with jitter, or as long as the receiver says; everything for it waits.
 After its `attempts` failures running it counts as down, which is said once, and is probed with one batch at a time
-until it takes it. What still fails after `give_up_s` is dead, and at once what fails for good; both stay in the
-history.
+until it takes it. What still fails after `give_up_s`, or the channel's own `give_up_after`, is dead, and at once what
+fails for good; both stay in the history.
+
+While somebody else has the file locked, what is urgent goes past it: `hand_out` runs the same steps on what can be
+read, and writes nothing. The signal stays where it came from; when the file takes it in, the same deliveries come of
+it, and those that went out are put down as sent in that very transaction. A death in between costs each a second
+telling, with the same delivery id.
+
+Where the file cannot be written for long it lives in memory, with the states, silences and urgent deliveries of the
+file as far as that can be read; what is in memory goes there later.
 
 Everything is capped: events, states, pending deliveries, texts. What goes over is dropped from the oldest, and counted.
 """
@@ -22,7 +30,7 @@ import sqlite3
 from binascii import hexlify
 
 from memwarden.errors import StoreError
-from memwarden.facts import Fact, Level, Notice
+from memwarden.facts import Alert, Fact, Level, Notice
 from memwarden.store import FILE_NAME, Store, state_directory
 from memwarden.tell.engine import (
     Incident,
@@ -68,6 +76,8 @@ LEASE_MARGIN_S = 15.0
 FIRST_REST_S, LONGEST_REST_S = 1.0, 300.0
 LONGEST_RETRY_AFTER_S = 3600.0
 _WAKES = 200
+# Deliveries that went out past the file and wait to be put down there: below SQLite's least number of variables (999).
+MOST_PAST = 900
 # What is for a channel that nobody has any more is kept for so many times `give_up_s`.
 UNTRIED = 7
 TOO_MANY = "too many were waiting"
@@ -86,19 +96,10 @@ class Claim(Fact):
     made_unix_s: float
 
 
-class Told(Fact):
+class Told(Alert):
     """One event of the history, and how its deliveries went: (channel, state, attempts, error)."""
 
     id: str
-    key: str
-    kind: str
-    what: str
-    level: Level
-    title: str
-    text: str
-    unix_s: float
-    target: str
-    host: str
     details: Mapping[str, Any]
     why: Mapping[str, str]
     deliveries: tuple[tuple[str, str, int, str], ...] = ()
@@ -130,8 +131,8 @@ class Outbox:
     """`folder` is that of the store (None: the usual place). Raises StoreError for one that must not be used.
 
     A damaged store is moved aside and a new one begun: `moved` names where the old one is. Where none can be written it
-    lives in memory: `degraded` says why, and `recover` tries again.
-
+    lives in memory: `degraded` says why, and `recover` tries again; with `or_memory` false that is a StoreError.
+    `hurry` is asked while the file is locked by somebody else: true ends the waiting, which else is 5 s.
     `store`, where given, is an open one that is used as it is, for whoever only asks.
     """
 
@@ -145,7 +146,10 @@ class Outbox:
         random: Callable[[], float] | None = None,
         memory: str = "",
         store: Store | None = None,
+        or_memory: bool = True,
+        hurry: Callable[[], bool] | None = None,
     ) -> None:
+        self._hurry = hurry
         self._settings, self._folder, self._environ, self._clock = settings, folder, environ, clock
         self._policy = settings.policy
         self._random = random if random is not None else _random
@@ -153,18 +157,24 @@ class Outbox:
         self._count = self._claims = 0
         self.moved: list[str] = []
         self.dropped = 0
-        self._store = store if store is not None else self._open() if not memory else self._in_memory(memory)
+        self._past: dict[str, float | None] = {}  # deliveries that went past the file, and when; None: on their way
+        self._store = store or (self._in_memory(memory) if memory else self._open(or_memory=or_memory))
 
     # --- the file ------------------------------------------------------------------------------------------------
 
-    def _open(self) -> Store:
+    def _open(self, *, or_memory: bool = True) -> Store:
         try:
-            return Store(self._folder, environ=self._environ, clock=self._clock)
+            return self._store_of(or_memory=or_memory)
         except StoreError as error:
             if not _is_damage(error):
                 raise
             self._move_aside(error)
-            return Store(self._folder, environ=self._environ, clock=self._clock)
+            return self._store_of(or_memory=or_memory)
+
+    def _store_of(self, *, or_memory: bool) -> Store:
+        return Store(
+            self._folder, environ=self._environ, clock=self._clock, or_memory=or_memory, hurry=self._hurry
+        )  # fmt: skip
 
     def _move_aside(self, error: StoreError) -> None:
         """Keep what is damaged under another name; of several processes that find it only one does."""
@@ -186,7 +196,7 @@ class Outbox:
         finally:
             turn.end_turn()
         self.moved.append(to)
-        logging.getLogger(_log).error("%s; it was moved to %s and a new one begun", error.what, to)
+        logging.getLogger(_log).error("%s: %s; it was moved to %s and a new one begun", path, error.what, to)
 
     @property
     def degraded(self) -> str:
@@ -203,21 +213,27 @@ class Outbox:
         if not self._store.degraded:
             return False
         try:
-            fresh = self._open()
+            fresh = self._open(or_memory=False)
         except StoreError:
-            return False
-        if fresh.degraded:
-            fresh.close()
             return False
         old = self._store
         try:
-            _copy(old, fresh)
+            with old.transaction() as db:  # until the end of it nobody changes what is copied
+                _copy(db, fresh, self._put_down)
+                self._store = fresh
+                old.retire()
         except StoreError:
             fresh.close()
             return False
-        self._store = fresh
         old.close()
         return True
+
+    def _put_down(self, db: sqlite3.Connection) -> None:
+        """What went out while the file could not be told, in the file."""
+        for each, at in tuple(self._past.items()):
+            row = db.execute("SELECT channel FROM alert_deliveries WHERE id = ?", (each,)).fetchone()
+            if at is not None and row is not None:
+                self._count_sent(db, row[0], (each,))
 
     def reopen(self, error: StoreError) -> bool:
         """After an error within: a new file where this one is damaged. Whether anything was done about it."""
@@ -229,9 +245,36 @@ class Outbox:
         return True
 
     def into_memory(self) -> None:
-        """Go on in memory while the file cannot be written: what is told meanwhile is in the file later."""
-        self._store.close()
-        self._store = self._in_memory("the store cannot be written for now")
+        """Go on in memory while the file cannot be written: what is told meanwhile is in the file later.
+
+        What is known goes along where it can be read, so that nobody is told again what stands. Of what waits to be
+        delivered only the urgent does: the rest must be told once, and other processes may see to it.
+        """
+        old, memory = self._store, self._in_memory("the store cannot be written for now")
+        try:
+            with old.reading() as db:
+                self._seed(db, memory)
+                self._store = memory
+                old.retire()
+        except StoreError as error:
+            logging.getLogger(_log).info("what is in the store is not known meanwhile: %s", error)
+            self._store = memory
+        old.close()
+
+    def _seed(self, db: sqlite3.Connection, memory: Store) -> None:
+        rows = {name: _rows(db, name) for name in ("alert_taken", "alert_silences", "alert_states", "alert_channels")}
+        urgent = "state = 'pending' AND urgent = 1"
+        waiting = db.execute(f"SELECT id, owner FROM alert_deliveries WHERE {urgent} LIMIT {MOST_PAST}")  # noqa: S608  our words
+        ids = [name for name, owner in waiting.fetchall() if not self._is_others(owner)]
+        marks = ", ".join("?" * len(ids))
+        rows["alert_deliveries"] = _rows(db, "alert_deliveries", f"id IN ({marks})", ids)
+        theirs = f"seq IN (SELECT event FROM alert_deliveries WHERE id IN ({marks}))"  # noqa: S608  question marks
+        rows["alert_events"] = _rows(db, "alert_events", theirs, ids)
+        with memory.transaction() as fresh:
+            for name, (columns, values) in rows.items():
+                for row in values:
+                    _put(fresh, name, columns, row)
+            self._put_down(fresh)
 
     def _in_memory(self, why: str) -> Store:
         return Store(self._folder, environ=self._environ, clock=self._clock, memory=why)
@@ -240,12 +283,78 @@ class Outbox:
         """Close the file."""
         self._store.close()
 
+    # --- past the file ---------------------------------------------------------------------------------------------
+
+    def hand_out(self, signals: Sequence[Signal]) -> list[tuple[str, Notice]]:
+        """What of these is urgent, by channel, for going out while the file is locked: the deliveries that `take` of
+        the same signals will make, less those that went out already. Whoever sends one calls `went_out` or `came_back`.
+
+        Nothing is written. Raises StoreError where the file cannot even be read.
+        """
+        found: list[tuple[str, Notice]] = []
+        incidents: dict[str, Incident] = {}
+        with self._store.reading() as db:
+            rests = {name: _channel(db, name).not_before_unix_s for name in self._policy.channels}
+            for signal in signals:
+                taken = db.execute("SELECT 1 FROM alert_taken WHERE id = ?", (signal.id,)).fetchone()
+                if taken or signal.kind in self._settings.mute:
+                    continue
+                known = incidents.get(signal.key) or _load(db, signal.key)
+                step = take(known, signal, self._scene(db, signal.key, signal.target))
+                if step is None:
+                    continue
+                incidents[signal.key] = step.incident
+                found += [
+                    (channel, self._notice_of(signal, step.incident, told, f"{signal.id}.{number}.{channel}"))
+                    for number, told in enumerate(step.tells)
+                    for channel in told.channels
+                    if told.urgent and rests[channel] <= self._clock.wall()
+                ]
+        found = [each for each in found if each[1].delivery_id not in self._past]
+        for _, notice in found:
+            self._note_past(notice.delivery_id, None)
+        return found
+
+    def _note_past(self, delivery_id: str, unix_s: float | None) -> None:
+        self._past[delivery_id] = unix_s
+        if len(self._past) > MOST_PAST:
+            for each in tuple(self._past)[:-MOST_PAST]:
+                self._past.pop(each, None)
+
+    def _notice_of(self, signal: Signal, incident: Incident, told: Tell, name: str) -> Notice:
+        """As it will be read from the file."""
+        return Notice(
+            delivery_id=name, key=incident.key, kind=incident.kind, what=told.what, level=told.level,
+            title=told.title[:MOST_TITLE], text=told.text[:MOST_TEXT], unix_s=signal.unix_s, target=incident.target,
+            host=incident.host, details=json.loads(_details(self._with_runbook(told.details))),
+        )  # fmt: skip
+
+    def is_settled(self, signal_id: str) -> bool:
+        """Whether nothing that came of this signal waits to be delivered."""
+        query = (
+            "SELECT 1 FROM alert_deliveries JOIN alert_events ON seq = event "
+            "WHERE state = 'pending' AND (alert_events.id = ? OR alert_events.id GLOB ?) LIMIT 1"
+        )
+        with self._store.reading() as db:
+            return db.execute(query, (signal_id, f"{signal_id}.*")).fetchone() is None
+
+    def went_out(self, delivery_id: str) -> None:
+        """It is delivered; the file will say so."""
+        self._note_past(delivery_id, self._clock.wall())
+
+    def came_back(self, delivery_id: str) -> None:
+        """It could not be delivered: the next `hand_out` has it again, or the file."""
+        self._past.pop(delivery_id, None)
+
     # --- steps of the engine ---------------------------------------------------------------------------------------
 
-    def take(self, signals: Sequence[Signal]) -> int:
-        """Step by these signals, in one transaction; how many deliveries came of it. Each signal counts once."""
+    def take(self, signals: Sequence[Signal], *, patient: bool = True) -> int:
+        """Step by these signals, in one transaction; how many deliveries came of it. Each signal counts once.
+
+        Where it is not `patient` a locked file is a StoreError at once, for an outbox that may be hurried.
+        """
         made = 0
-        with self._store.transaction() as db:
+        with self._store.transaction(patient=patient) as db:
             for signal in signals:
                 done = db.execute("INSERT OR IGNORE INTO alert_taken (id) VALUES (?)", (signal.id,)).rowcount
                 if done:
@@ -380,23 +489,38 @@ class Outbox:
         db.executemany(
             "INSERT OR IGNORE INTO alert_deliveries VALUES (?, ?, ?, 'pending', ?, 0, ?, ?, NULL, '', 0, '')", rows
         )
+        for row in rows:
+            if row[0] in self._past:
+                self._join(db, row[0], row[2])
         return len(rows)
+
+    def _join(self, db: sqlite3.Connection, delivery: str, channel: str) -> None:
+        """One that went past the file is sent, or ours for as long as a send may take: nobody else must send it."""
+        if self._past.get(delivery) is not None:
+            self._count_sent(db, channel, (delivery,))
+            return
+        lease = self._clock.wall() + self._policy.channels[channel].timeout_s + LEASE_MARGIN_S
+        db.execute(
+            "UPDATE alert_deliveries SET owner = ?, lease_unix_s = ?, attempts = attempts + 1 WHERE id = ?",
+            (f"{self._me}/past", lease, delivery),
+        )
 
     def _insert(
         self, db: sqlite3.Connection, name: str, incident: Incident, *, what: str, title: str, text: str, level: Level,
         details: Mapping[str, Any], why: Mapping[str, str], unix_s: float,
     ) -> int | None:  # fmt: skip
-        if self._settings.runbook:
-            details = {**details, "runbook": self._settings.runbook}
         done = db.execute(
             "INSERT OR IGNORE INTO alert_events (id, key, kind, what, level, title, text, unix_s, target, host, "
             "details, why) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 name, incident.key, incident.kind, what, int(level), title[:MOST_TITLE], text[:MOST_TEXT], unix_s,
-                incident.target, incident.host, _details(details), json.dumps(why),
+                incident.target, incident.host, _details(self._with_runbook(details)), json.dumps(why),
             ),
         )  # fmt: skip
         return done.lastrowid if done.rowcount else None
+
+    def _with_runbook(self, details: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {**details, "runbook": self._settings.runbook} if self._settings.runbook else details
 
     def test(self, notice: Notice, channels: Iterable[str]) -> None:
         """Queue a notice that is about no state for these channels."""
@@ -465,22 +589,27 @@ class Outbox:
 
     def sent(self, channel: str, ids: Sequence[str]) -> bool:
         """They are delivered. Whether the channel had been failing."""
-        now = self._clock.wall()
         with self._store.transaction() as db:
-            state = _channel(db, channel)
-            for each in ids:
-                db.execute(
-                    "UPDATE alert_deliveries SET state = 'sent', done_unix_s = ?, owner = '', lease_unix_s = 0, "
-                    "error = '' WHERE id = ? AND state = 'pending'",
-                    (now, each),
-                )
-            _put_channel(
-                db,
-                state.replace(
-                    failures=0, not_before_unix_s=0.0, since_unix_s=None, error="", sent=state.sent + len(ids)
-                ),
-            )
+            state = self._count_sent(db, channel, ids)
+            _put_channel(db, state.replace(failures=0, not_before_unix_s=0.0, since_unix_s=None, error=""))
         return state.failures > 0
+
+    def _count_sent(self, db: sqlite3.Connection, channel: str, ids: Sequence[str]) -> ChannelState:
+        """Put them down as sent; the channel's state, in which nothing else changes: its courier does that."""
+        now, found = self._clock.wall(), 0
+        for each in ids:
+            done = db.execute(
+                "UPDATE alert_deliveries SET state = 'sent', done_unix_s = ?, owner = '', lease_unix_s = 0, "
+                "error = '' WHERE id = ? AND state = 'pending'",
+                (now, each),
+            ).rowcount
+            found += done
+            if self._store.degraded:
+                self._note_past(each, now)  # the file, where it may be too, is told later
+        state = _channel(db, channel)
+        state = state.replace(sent=state.sent + found)
+        _put_channel(db, state)
+        return state
 
     def failed(
         self, use: ChannelUse, ids: Sequence[str], error: str, *, recoverable: bool, retry_after_s: float | None = None
@@ -503,7 +632,7 @@ class Outbox:
                     (error, each),
                 )
             # Only now, when it was tried once more: a machine that slept for days must not wake up to dead alerts.
-            old = [each for each in ids if self._is_old(db, each, now)]
+            old = [each for each in ids if self._is_old(db, use, each, now)]
             dead = self._bury(db, old, "", now)
             _put_channel(
                 db,
@@ -524,11 +653,14 @@ class Outbox:
             ).fetchone()[0]
             return None if found is None else max(float(found), _channel(db, channel).not_before_unix_s)
 
-    def _is_old(self, db: sqlite3.Connection, name: str, now: float) -> bool:
-        made = db.execute(
-            "SELECT made_unix_s FROM alert_deliveries WHERE id = ? AND state = 'pending'", (name,)
+    def _is_old(self, db: sqlite3.Connection, use: ChannelUse, name: str, now: float) -> bool:
+        row = db.execute(
+            "SELECT made_unix_s, attempts FROM alert_deliveries WHERE id = ? AND state = 'pending'", (name,)
         ).fetchone()
-        return made is not None and made[0] < now - self._settings.give_up_s
+        if row is None:
+            return False
+        after = use.give_up_after if use.give_up_after is not None else self._settings.give_up_s
+        return bool(row[1] >= after if isinstance(after, int) else row[0] < now - after)
 
     def _bury_old(self, db: sqlite3.Connection, channel: str, now: float) -> None:
         """What nobody even tried to deliver for far too long, and the oldest of what is far too much, is dead."""
@@ -790,14 +922,16 @@ def _is_sound(path: str) -> bool:
 _TABLES = ("alert_taken", "alert_silences", "alert_states", "alert_events")
 
 
-def _copy(old: Store, new: Store) -> None:
+def _copy(old: sqlite3.Connection, new: Store, put_down: Callable[[sqlite3.Connection], None]) -> None:
     """Everything of ours from one to the other: what is there already stays as it is, but states are the old one's."""
-    with old.transaction() as db:
-        rows = {name: _rows(db, name) for name in (*_TABLES, "alert_deliveries")}
+    rows = {name: _rows(old, name) for name in (*_TABLES, "alert_deliveries")}
     with new.transaction() as db:
-        for columns, values in (rows["alert_taken"], rows["alert_silences"]):
-            for row in values:
-                _put(db, "alert_taken" if "id" in columns else "alert_silences", columns[1:], row[1:])
+        for row in rows["alert_taken"][1]:
+            _put(db, "alert_taken", rows["alert_taken"][0][1:], row[1:])
+        same = "SELECT 1 FROM alert_silences WHERE matcher = ? AND until_unix_s = ? AND author = ? AND comment = ?"
+        for row in rows["alert_silences"][1]:
+            if db.execute(same, row[1:5]).fetchone() is None:
+                _put(db, "alert_silences", rows["alert_silences"][0][1:], row[1:])
         for row in rows["alert_states"][1]:
             _put(db, "alert_states", rows["alert_states"][0], row, or_what="REPLACE")
         numbers: dict[int, int] = {}
@@ -810,10 +944,13 @@ def _copy(old: Store, new: Store) -> None:
         for row in values:
             if row[at] in numbers:
                 _put(db, "alert_deliveries", columns, (*row[:at], numbers[row[at]], *row[at + 1 :]))
+        put_down(db)
 
 
-def _rows(db: sqlite3.Connection, table: str) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-    found = db.execute(f"SELECT * FROM {table}")  # noqa: S608  one of our own names
+def _rows(
+    db: sqlite3.Connection, table: str, where: str = "1", values: Sequence[Any] = ()
+) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    found = db.execute(f"SELECT * FROM {table} WHERE {where}", values)  # noqa: S608  our own names and conditions
     return tuple(each[0] for each in found.description), found.fetchall()
 
 

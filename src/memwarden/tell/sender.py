@@ -5,7 +5,9 @@ long, no file, no socket. A thread takes what is in the slots into the store; on
 they need is imported, and every channel was shaken hands with, before the first emergency.
 
 What cannot be taken in stays in the slots and survives the process: the next one that comes, in the same run folder,
-takes it. A store that cannot be written is told in the log, alerts go on from memory, and it is tried again.
+takes it. An EMERGENCY waits for no store that somebody else has locked: it goes out past it, from its slot. A store
+that cannot be written for longer is told in the log, alerts go on from memory, and it is tried again; meanwhile the
+slots keep what the file does not know.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from memwarden.blackbox import SIZE, find_boxes, mark_taken, read_posts
 from memwarden.clock import SystemClock
 from memwarden.errors import BlackBoxError, ConfigError, MemwardenError, StoreError
 from memwarden.facts import Level
+from memwarden.store import is_failing, is_locked
 from memwarden.tell.collectors import Collectors
 from memwarden.tell.courier import Courier
 from memwarden.tell.members import is_gone, own_member
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from memwarden.blackbox import BlackBox, Post
+    from memwarden.facts import Notice
     from memwarden.ports import Channel, Clock
     from memwarden.tell.outbox import Told
 
@@ -45,10 +49,16 @@ ADOPT_S, SWEEP_S, PRUNE_S, RECOVER_S = 15.0, 5.0, 600.0, 30.0
 ASSERT_S = 600.0
 # A post that nobody took for so long is taken by anybody: its process may be in a namespace that cannot be seen.
 STALE_S = 60.0
+# Posts that are remembered, twice what there are slots: one more of the same takes the place of the one before.
+MOST_POSTED = 32
+# Slots that stay taken while the outbox is in memory only: half of them, so that there is room for what comes.
+MOST_KEPT = 8
 # Nothing to do: look again after so long all the same (another process may have written).
 IDLE_S = 2.0
-# A store that fails so often running is let go for memory.
+# A store that is locked so often running, 5 s each time, is let go for memory.
 STORE_TRIES = 2
+# What is urgent and did not go out past a locked store is tried again so often.
+URGENT_S = 1.0
 STOP_S = 5.0
 
 
@@ -80,6 +90,9 @@ class Teller:
         self.member = own_member()
         self._prefix, self._number = hexlify(os.urandom(6)).decode(), 0
         self._lock, self._leaving = threading.RLock(), False
+        self._urgent_told = self._urgent_seen = 0
+        # What stands in a slot, or did: by key, member and what; its number there, its level and how many it is.
+        self._posted: dict[tuple[str, str, str], tuple[int, Level, int]] = {}
         self._box: BlackBox | None = None
         self._queue: deque[Signal] = deque()
         self._wake = threading.Event()
@@ -88,6 +101,7 @@ class Teller:
         self._ending = threading.Event()
         self._outbox: Outbox | None = None
         self._store_failures = 0
+        self._trouble: StoreError | None = None
         self._due: dict[str, float] = {}
         self._wake_unix_s: float | None = None
         self._standing: dict[str, tuple[Draft, str | None]] = {}
@@ -136,16 +150,20 @@ class Teller:
     def _leave(self, signal: Signal) -> None:
         """In a slot; where none is free, in memory. A box has one writer at a time."""
         with self._lock:
-            if not self._leaving:  # a signal handler or a finalizer in the middle of it: what it has waits in memory
-                self._leaving = True
-                try:
-                    if self._post(signal):
-                        return
-                finally:
-                    self._leaving = False
-            self._queue.append(signal)
-            while len(self._queue) > MOST_QUEUED:
-                self._drop_one()
+            if not self._leave_in_slot(signal):
+                self._queue.append(signal)
+                while len(self._queue) > MOST_QUEUED:
+                    self._drop_one()
+            self._urgent_told += signal.level is Level.EMERGENCY
+
+    def _leave_in_slot(self, signal: Signal) -> bool:
+        if self._leaving:  # a signal handler or a finalizer in the middle of it: what it has waits in memory
+            return False
+        self._leaving = True
+        try:
+            return self._post(signal)
+        finally:
+            self._leaving = False
 
     def _drop_one(self) -> None:
         """The oldest goes, of what happens once where there is any: the end of a state must not be missed."""
@@ -154,15 +172,32 @@ class Teller:
         self.lost += 1
 
     def _post(self, signal: Signal) -> bool:
-        box = self._box
-        # In order: what is in memory comes before what is posted after it.
-        if box is not None and (not self._queue or signal.level is Level.EMERGENCY):
-            at_s, urgent = self._clock.monotonic(), signal.level is Level.EMERGENCY
-            try:
-                return box.post(signal.unix_s, at_s, to_text(signal), urgent=urgent)
-            except ValueError:  # the box was closed
-                self._box = None
-        return False
+        box, number = self._box, 0
+        if box is None:
+            return False
+        at_s, urgent = self._clock.monotonic(), signal.level is Level.EMERGENCY
+        about = signal.key, signal.member, signal.what
+        last = self._posted.pop(about, None)
+        times = 1
+        try:
+            if not self._queue or urgent:  # in order: what is in memory comes before what is posted after it
+                number = box.post(signal.unix_s, at_s, to_text(signal))
+            if not number and last is not None and last[1] <= signal.level:
+                # The newest of a kind says it all; that there were others it says too.
+                times = last[2] + 1
+                more = signal.replace(details={"repeated": times, **signal.details})
+                number = box.replace(last[0], signal.unix_s, at_s, to_text(more))
+            if not number and urgent:
+                number = box.post(signal.unix_s, at_s, to_text(signal), urgent=True)
+        except ValueError:  # the box was closed
+            self._box = None
+        if number:
+            self._posted[about] = number, signal.level, times
+            while len(self._posted) > MOST_POSTED:
+                del self._posted[next(iter(self._posted))]
+        elif last is not None:
+            self._posted[about] = last
+        return bool(number)
 
     def tick(self) -> None:
         """Once a second, from the loop. Where the service delivers, what is in memory goes into free slots."""
@@ -200,19 +235,20 @@ class Teller:
         thread.start()
         self._thread = thread
 
-    def open_outbox(self, *, memory: str = "") -> Outbox:
+    def open_outbox(self, *, memory: str = "", hurry: Callable[[], bool] | None = None) -> Outbox:
         """The outbox in the store of this teller, or in memory, for a reason. Raises StoreError."""
         return Outbox(
-            self.settings, folder=self._store_folder, environ=self._environ, clock=self._clock, memory=memory
+            self.settings, folder=self._store_folder, environ=self._environ, clock=self._clock, memory=memory,
+            hurry=hurry,
         )  # fmt: skip
 
     def _open(self) -> Outbox:
         """Alerts go on from memory where the store must not be used, which is said."""
         try:
-            return self.open_outbox()
+            return self.open_outbox(hurry=self._is_urgent)
         except StoreError as error:
             self._log.error("alerts are kept in memory only: %s", error)
-            return self.open_outbox(memory=str(error))
+            return self.open_outbox(memory=str(error), hurry=self._is_urgent)
 
     def couriers(self, outbox: Outbox) -> list[Courier]:
         """One for each channel that is in use."""
@@ -236,24 +272,35 @@ class Teller:
     def once(self, *, within_s: float) -> list[Told]:
         """Without threads of its own: take in what there is, also of the dead, deliver for at most so long, and close.
 
-        What was told by it. Raises StoreError.
+        What was told by it. A store that is locked for 5 s, or full, does not keep it from telling: then it is done in
+        memory, from what can be read, and what was told then is not known to the next one. Raises StoreError.
         """
-        start = self._clock.wall()
         outbox = self._outbox = self.open_outbox()
         try:
             if outbox.moved:
                 self._say_moved(outbox)
-            self._take_in(outbox)
-            self._adopt(outbox)
-            outbox.sweep()
-            outbox.wake()
-            deliver(self.couriers(outbox), within_s=within_s, waits=self._waits)
-            self._take_in(outbox)  # what a courier has to say of its channel
-            outbox.prune()
-            return outbox.history(touched_since_unix_s=start)
+            try:
+                return self._once(outbox, within_s)
+            except StoreError as error:
+                if outbox.degraded or not (is_locked(error) or is_failing(error)):
+                    raise
+                self._log.error("it is told from memory, and not kept that it was: %s", error)
+                outbox.into_memory()
+                return self._once(outbox, within_s)
         finally:
             self._outbox = None
             outbox.close()
+
+    def _once(self, outbox: Outbox, within_s: float) -> list[Told]:
+        start = self._clock.wall()
+        self._take_in(outbox)
+        self._adopt(outbox)
+        outbox.sweep()
+        outbox.wake()
+        deliver(self.couriers(outbox), within_s=within_s, waits=self._waits)
+        self._take_in(outbox)  # what a courier has to say of its channel
+        outbox.prune()
+        return outbox.history(touched_since_unix_s=start)
 
     def _run(self, ending: threading.Event) -> None:
         try:
@@ -289,6 +336,12 @@ class Teller:
         """Somebody else put something into the outbox: see to it now."""
         self._wake.set()
 
+    def worry(self, error: StoreError) -> None:
+        """Somebody else who uses the outbox could not write it. What is only locked is no news."""
+        if is_failing(error):
+            self._trouble = error
+            self._wake.set()
+
     # --- one round of the thread ----------------------------------------------------------------------------------
 
     def round(self) -> float:
@@ -303,6 +356,9 @@ class Teller:
             self._log.error("%d alert(s) were dropped: more came than can be kept", lost - self._said_lost)
             self._said_lost = lost
         try:
+            trouble, self._trouble = self._trouble, None
+            if trouble is not None and not outbox.degraded:
+                raise trouble
             made = self._take_in(outbox)
             made += self._adopt(outbox) if self._is_due("adopt", ADOPT_S) else 0
             if self._is_due("sweep", SWEEP_S):
@@ -315,7 +371,7 @@ class Teller:
             self._store_failures = 0
         except StoreError as error:
             self._store_failed(outbox, error)
-            return 1.0
+            return URGENT_S
         if outbox.degraded and self._is_due("recover", RECOVER_S) and outbox.recover():
             self._log.warning("the store can be written again: what was in memory is in it")
         for worker in self._workers:
@@ -331,7 +387,7 @@ class Teller:
         return True
 
     def _take_in(self, outbox: Outbox) -> int:
-        box = self._box
+        urgent, box = self._urgent_told, self._box
         posts: tuple[Post, ...] = ()
         if box is not None:
             try:
@@ -343,19 +399,53 @@ class Teller:
             waiting = tuple(self._queue)
         signals += waiting
         if not signals:
+            self._urgent_seen = urgent
             return 0
         signals.sort(key=lambda signal: signal.unix_s)  # those in slots and those in memory, as they came
         hurry = any(signal.level is Level.EMERGENCY for signal in signals)
-        made = outbox.take(signals if hurry else [self._with_more(signal) for signal in signals])
+        try:
+            made = outbox.take(signals if hurry else [self._with_more(signal) for signal in signals])
+        except StoreError as error:
+            if not (hurry and is_locked(error) and self._workers):
+                raise
+            self.go_past(outbox, signals)
+            self._urgent_seen = urgent
+            return 0
+        self._urgent_seen = urgent
         self.taken += len(signals)
         if box is not None:
-            for post in posts:
+            for post in posts if not outbox.degraded else self._spare(outbox, posts):
                 box.take(post)
         known = {signal.id for signal in waiting}
         with self._lock:
             while self._queue and self._queue[0].id in known:
                 self._queue.popleft()
         return made
+
+    def go_past(self, outbox: Outbox, signals: Sequence[Signal]) -> None:
+        """Have the couriers deliver what of these is urgent, though the store is locked. Raises StoreError.
+
+        They are left where they are: when the store takes them in, it learns that they went out.
+        """
+        workers = {worker.name: worker for worker in self._workers}
+        try:
+            found = outbox.hand_out(signals)
+        except StoreError as error:  # and no more one that is only locked
+            raise StoreError("cannot even be read", where=error.where, mend=error.mend) from None
+        for channel, notice in found:
+            if channel in workers:
+                workers[channel].urge(notice)
+            else:
+                outbox.came_back(notice.delivery_id)
+
+    @staticmethod
+    def _spare(outbox: Outbox, posts: Sequence[Post]) -> list[Post]:
+        """What need not stay in its slot while the outbox is in memory only, and would die with us.
+
+        The newest stay, so that whoever comes next knows what stands; the others until they are delivered.
+        """
+        known = [(post, signal.id) for post in posts if (signal := from_text(post.text)) is not None]
+        return [post for post, name in known[:-MOST_KEPT] if outbox.is_settled(name)]
 
     def _with_more(self, signal: Signal) -> Signal:
         """What is known beside it; nothing is asked for an EMERGENCY, which must not wait."""
@@ -370,12 +460,8 @@ class Teller:
         return signal.replace(details={**signal.details, **more}) if more else signal
 
     def _is_urgent(self) -> bool:
-        """Whether an EMERGENCY came meanwhile."""
-        box = self._box
-        try:
-            return box is not None and box.is_urgent()
-        except ValueError:  # closed meanwhile
-            return False
+        """Whether an EMERGENCY came that was not seen to, or is about to go out past the store."""
+        return self._urgent_told != self._urgent_seen or any(worker.is_urged for worker in self._workers)
 
     def _assert_standing(self) -> None:
         """Say again what lasts."""
@@ -394,7 +480,9 @@ class Teller:
     # --- what goes wrong here ------------------------------------------------------------------------------------
 
     def _store_failed(self, outbox: Outbox, error: StoreError) -> None:
-        """Damaged: a new one. Locked or full: tried again, then alerts go on from memory, which is said."""
+        """Damaged: a new one. Locked: tried again. Alerts go on from memory where that, or a full disk, lasts."""
+        if is_locked(error) and self._is_urgent():  # it was not waited for
+            return
         self._store_failures += 1
         try:
             if outbox.reopen(error):
@@ -402,7 +490,7 @@ class Teller:
                 return
         except StoreError as again:
             error = again
-        if self._store_failures < STORE_TRIES and not outbox.degraded and not self._is_urgent():
+        if is_locked(error) and self._store_failures < STORE_TRIES and not outbox.degraded:
             self._log.warning("alerts cannot be kept now, they are tried again: %s", error)
             return
         if not outbox.degraded:
@@ -449,6 +537,21 @@ class _Worker:
         self._log = logging.getLogger("memwarden.tell")
         self._thread = threading.Thread(target=self._run, name=f"memwarden-tell-{courier.name}", daemon=True)
 
+    @property
+    def name(self) -> str:
+        """That of its channel."""
+        return self._courier.name
+
+    @property
+    def is_urged(self) -> bool:
+        """Whether there is something to send past the store."""
+        return self._courier.is_urged
+
+    def urge(self, notice: Notice) -> None:
+        """Send this one next, whatever the store does."""
+        self._courier.urge(notice)
+        self._wake.set()
+
     def start(self) -> None:
         self._thread.start()
 
@@ -486,6 +589,7 @@ class _Worker:
             rest_s = self._courier.rest_s(self._teller.now_unix_s())
         except StoreError as error:
             self._log.info("channel %s: %s", self._courier.name, error)
+            self._teller.worry(error)
             return IDLE_S
         except Exception:  # noqa: BLE001  likewise
             self._log.exception("delivering by %s failed; it goes on", self._courier.name)
@@ -494,37 +598,43 @@ class _Worker:
 
 
 def adopt(
-    outbox: Outbox, run_folder: str | None, *, own: str | None, now_unix_s: float, living: bool = False
+    outbox: Outbox, run_folder: str | None, *, own: str | None, now_unix_s: float, living: bool = False,
+    patient: bool = True,
 ) -> int:  # fmt: skip
     """Take in what is in the slots of the other boxes of a run folder: of the dead, and with `living` of everybody.
 
     The service does it for `living`; each signal counts once, whoever takes it. How many deliveries came of it. Raises
-    StoreError, and then nothing is marked.
+    StoreError, and then nothing is marked; nor is what only memory knows.
     """
     made = 0
+    for path, post, signal in posted(run_folder, but=own):
+        gone = signal is None or is_gone(signal.member) or now_unix_s - post.unix_s > STALE_S
+        if not (living or gone):
+            continue
+        if signal is not None:
+            made += outbox.take([signal], patient=patient)
+            if outbox.degraded:
+                continue
+        try:
+            mark_taken(path, post)
+        except BlackBoxError:
+            continue
+    return made
+
+
+def posted(run_folder: str | None, *, but: str | None = None) -> Iterable[tuple[str, Post, Signal | None]]:
+    """What is in the slots of all boxes of a run folder but one: the path, the post, what it says if it can be read."""
     try:
         paths = find_boxes(run_folder) if run_folder is not None else []
     except OSError:
-        return 0
+        return
     for path in paths:
         try:
-            if path == own or os.path.getsize(path) <= SIZE:
-                continue
-            posts = read_posts(path)
+            posts = read_posts(path) if path != but and os.path.getsize(path) > SIZE else ()
         except (OSError, BlackBoxError):
             continue
         for post in posts:
-            signal = from_text(post.text)
-            gone = signal is None or is_gone(signal.member) or now_unix_s - post.unix_s > STALE_S
-            if not (living or gone):
-                continue
-            if signal is not None:
-                made += outbox.take([signal])
-            try:
-                mark_taken(path, post)
-            except BlackBoxError:
-                continue
-    return made
+            yield path, post, from_text(post.text)
 
 
 def build_channels(settings: AlertSettings, environ: Mapping[str, str]) -> tuple[AlertSettings, tuple[Channel, ...]]:
@@ -543,7 +653,7 @@ def build_channels(settings: AlertSettings, environ: Mapping[str, str]) -> tuple
             made[found.name] = found.channel
             uses[found.name] = ChannelUse(
                 name=found.name, enabled=found.enabled, level=found.min_level, throttle_s=found.throttle_s,
-                timeout_s=found.timeout_s, attempts=found.attempts, tier=found.tier,
+                timeout_s=found.timeout_s, attempts=found.attempts, give_up_after=found.give_up_after, tier=found.tier,
             )  # fmt: skip
     for name, channel in made.items():
         if channel.name != name:

@@ -34,7 +34,11 @@ MOST_NAME = 64
 
 
 class ChannelUse(Fact):
-    """How a channel is used. `tier` 0 hears at once, others at that level of the escalation."""
+    """How a channel is used. `tier` 0 hears at once, others at that level of the escalation.
+
+    It counts as down after `attempts` failures running, and is tried on. A notice is given up after `give_up_after`
+    tries (an int) or seconds (a float); None is after the `give_up_s` of all.
+    """
 
     name: str
     enabled: bool = True
@@ -42,6 +46,7 @@ class ChannelUse(Fact):
     throttle_s: float = THROTTLE_S
     timeout_s: float = TIMEOUT_S
     attempts: int = ATTEMPTS
+    give_up_after: float | None = None
     tier: int = 0
 
 
@@ -130,7 +135,7 @@ def parse(table: Mapping[str, Any], where: str) -> AlertSettings | None:
     tables = table.get("channels", {})
     uses: dict[str, ChannelUse] = values.pop("channels", {})
     if not uses:
-        raise ConfigError("no channel is configured", where=where, mend=f"add a table {where}.channels.NAME")
+        raise ConfigError("no channel is configured", where=where, mend="add a table [alerts.channels.NAME]")
     steps_s = values.get("steps_s", ESCALATION_S)
     for use in uses.values():
         if use.tier > len(steps_s):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 
 from memwarden.blackbox import POST_BYTES
-from memwarden.facts import Fact, Level
+from memwarden.facts import Alert, Level
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ SCOPES = ("process", "container", "machine")
 _TITLE, _TEXT, _WORD = 120, 300, 80
 
 
-class Signal(Fact):
+class Signal(Alert):
     """One thing to be told, before anybody decided whom.
 
     `id` is unique for ever: whoever takes the same signal twice takes it once. `key` names the state, `member` who of a
@@ -46,15 +46,6 @@ class Signal(Fact):
     """
 
     id: str
-    key: str
-    kind: str
-    what: str
-    level: Level
-    title: str
-    text: str
-    unix_s: float
-    target: str
-    host: str
     member: str
     scope: str = "container"
     details: Mapping[str, Any] = {}

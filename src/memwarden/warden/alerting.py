@@ -43,8 +43,8 @@ def check_and_alert(
 ) -> Checked:
     """Read and weigh once, and tell whom the table `[alerts]` (or `alerts`) names; deliver for at most `within`.
 
-    The other arguments are those of a Warden. It never acts on memory. Raises ConfigError, also where nobody is to be
-    told, and StoreError.
+    The other arguments are those of a Warden. It never acts on memory. A store that cannot be written keeps nobody from
+    being told; then it is not known the next time. Raises ConfigError, also where nobody is to be told, and StoreError.
     """
     within_s = parse_duration(within, where="within")
     config = {**config, "relieve": False, "blackbox": False, "leak_detection": False}

@@ -387,6 +387,7 @@ def test_the_program_of_a_command_line(argv: str, name: str) -> None:
 
 ALERTS = '[alerts]\ngroup_wait = 0\n[alerts.channels.page]\nkind = "command"\ncommand = ["{}", "-S", "{}"]\n'
 PAGE = "import json, sys; open({!r}, 'a').write(json.dumps(json.load(sys.stdin)['summary']) + '\\n')"
+# It lives for some ticks before it grows, and grows slowly enough for ticks of that.
 LEAK = "import time\nx = []\ntime.sleep(1.5)\nwhile True:\n    x.append(bytearray(2 << 20))\n    time.sleep(0.01)\n"
 
 
@@ -509,7 +510,8 @@ def test_a_service_that_is_killed_again_and_again_counts_every_tick_once(real: R
 
 def test_without_alerts_it_keeps_the_history(real: Real) -> None:
     (real.folder / "memwarden.toml").write_text("")
-    guarded = real.spawn("run", "--serve", "--quiet", "--", sys.executable, "-c", "import time; time.sleep(2)")
+    lives = (sys.executable, "-c", "import time; time.sleep(2)")  # for two of the supervisor's ticks at least
+    guarded = real.spawn("run", "--serve", "--quiet", "--", *lives)
     assert guarded.wait(60) == 0
     wait_for(lambda: real.count() > 1)
     wait_for(lambda: _is_free(str(real.state)))

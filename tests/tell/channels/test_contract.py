@@ -135,11 +135,11 @@ def _log(make: Callable[..., Channel], caplog: pytest.LogCaptureFixture) -> Call
 
 
 _PROGRAM = """
-import os, sys, time
+import os, signal, sys
 if os.path.exists({fail!r}):
     with open({fail!r}) as how:
         if how.read() == "hang":
-            time.sleep(10_000)
+            signal.pause()  # until it is killed
     print("no: {token}", file=sys.stderr)
     sys.exit(64)
 with open({out!r}, "ab") as file:

@@ -9,7 +9,7 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memwarden.errors import DeliveryError
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from memwarden.ports import Channel
+
+# The machine's other work is no fault of a test.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 PATIENT_S = 30.0
 
@@ -90,6 +93,7 @@ def test_retry_after(text: str | None, seconds: float | None) -> None:
     assert retry_after(text, 1.8e9) == seconds
 
 
+@unhurried
 @given(st.text(max_size=60) | st.from_regex(r"[A-Z][a-z]{2}, [0-9]{1,3} [A-Z][a-z]{2} -?[0-9]{1,12} [0-9:]{1,12} ?\S*"))
 def test_retry_after_never_raises_and_stays_within_a_day(text: str) -> None:
     found = retry_after(text, 1.8e9)
@@ -436,6 +440,7 @@ def test_the_signature_is_that_of_the_documentation() -> None:
     assert sign(b"0123456789abcdef", "1800000000", b"{}") == f"v1={expected}"
 
 
+@unhurried
 @given(st.text(max_size=30), st.binary(max_size=50), st.text(max_size=80))
 def test_checking_what_somebody_made_up_says_no(stamp: str, body: bytes, signature: str) -> None:
     assert not verify(b"0123456789abcdef", stamp, body, signature, now_unix_s=1.8e9)
@@ -454,7 +459,7 @@ def test_the_id_of_several_is_that_of_the_same_several(
     assert len({one, two, others}) == 3
 
 
-@settings(max_examples=50)
+@settings(unhurried, max_examples=50)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.floats() | st.text(),

@@ -11,7 +11,7 @@ import tomllib
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import memwarden
@@ -25,6 +25,8 @@ from tests.tell.channels.conftest import WHERE, notice
 if TYPE_CHECKING:
     from pathlib import Path
 
+# The machine's other work is no fault of a test.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 SOURCE = os.path.dirname(os.path.dirname(os.path.abspath(memwarden.__file__)))
 
@@ -217,6 +219,7 @@ def test_the_same_recipients_in_another_order_are_the_same() -> None:
     assert len(problems(found)) == 1
 
 
+@unhurried
 @given(st.dictionaries(st.text(max_size=12) | st.sampled_from(["kind", "url", "to", "command", "throttle"]),
                        st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
                                     | st.sampled_from(sorted(set(KINDS) - {"apprise"})),
@@ -287,6 +290,7 @@ def test_the_host_may_be_shown() -> None:
     assert Redactor(Secret(URL))("https://hooks.example.org:8443 refused") == "https://hooks.example.org:8443 refused"
 
 
+@unhurried
 @given(
     st.text(alphabet=st.characters(min_codepoint=33, max_codepoint=126), min_size=6, max_size=30), st.text(max_size=20)
 )

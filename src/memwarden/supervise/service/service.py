@@ -15,13 +15,14 @@ from memwarden.errors import MemwardenError, StoreError
 from memwarden.facts import Level
 from memwarden.judge import Judge, Lines
 from memwarden.sense import Machine as RealMachine
+from memwarden.store import BUSY_S, FILE_NAME, is_failing, is_locked
 from memwarden.supervise.autopsy import headline
 from memwarden.supervise.service.boxes import Boxes
 from memwarden.supervise.service.history import MOST_BYTES, History
 from memwarden.supervise.service.machine import read_machine
 from memwarden.tell.members import is_gone, member_with
 from memwarden.tell.rules import Draft, LevelRules, of_change, of_death
-from memwarden.tell.sender import Teller, adopt
+from memwarden.tell.sender import Teller, adopt, posted
 from memwarden.tell.signals import Signal, key_of
 
 TYPE_CHECKING = False
@@ -126,6 +127,7 @@ class Service:
         self._until = member_with(until) if until is not None else None
         self._teller: Teller | None = None
         self._takes_all = False
+        self._locked_s: float | None = None  # since when somebody has the store locked
         self._rules: LevelRules | None = None
         self._judge = Judge(
             Lines(
@@ -259,6 +261,9 @@ class Service:
         history.give_back()
 
     def _store_failed(self, what: str, error: StoreError) -> None:
+        if self._teller is not None and is_failing(error) and error.where == os.path.join(self._folder, FILE_NAME):
+            self._teller.worry(error)  # which says so, and goes on from memory
+            return
         self._say(what, str(error))
         history = self._history
         if history is None or not str(error.where or "").startswith(history.path):
@@ -278,8 +283,20 @@ class Service:
         outbox = teller.outbox if teller is not None else None
         if teller is None or outbox is None or not self._boxes.has_posts():
             return
-        if adopt(outbox, self._run_folder, own=None, now_unix_s=self._clock.wall(), living=True):
-            teller.look()
+        now = self._clock.wall()
+        try:
+            if adopt(outbox, self._run_folder, own=None, now_unix_s=now, living=True, patient=False):
+                teller.look()
+            self._locked_s = None
+        except StoreError as error:
+            if not is_locked(error):
+                raise
+            signals = [signal for _, _, signal in posted(self._run_folder) if signal is not None]
+            teller.go_past(outbox, sorted(signals, key=lambda signal: signal.unix_s))
+            now_s = self._clock.monotonic()
+            self._locked_s = now_s if self._locked_s is None else self._locked_s
+            if now_s - self._locked_s > BUSY_S:
+                raise
 
     def _judge_machine(self) -> None:
         reading = read_machine(self._machine, self._clock)
@@ -308,7 +325,13 @@ class Service:
             unix_s=autopsy.ended_unix_s, target=target, host=self._host, member="autopsy",
             scope=draft.scope, details=draft.details,
         )  # fmt: skip
-        if outbox.take([signal]):
+        try:
+            made = outbox.take([signal], patient=False)
+        except StoreError as error:
+            if is_locked(error):
+                self._teller.go_past(outbox, [signal])
+            raise
+        if made:
             self._teller.look()
 
 

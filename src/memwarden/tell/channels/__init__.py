@@ -51,8 +51,9 @@ KINDS: Mapping[str, Kind] = {
 
 
 class Configured(Fact):
-    """A channel, and how it is to be used: `throttle_s` between two notices about the same, `attempts` in all.
+    """A channel, and how it is to be used: `throttle_s` between two notices about the same, down after `attempts`.
 
+    A notice is dead `give_up_after` so many tries (int) or seconds (float); None: as the settings of all alerts say.
     `tier` 0 is told at once; a higher one when the escalation reaches that level.
     """
 
@@ -62,6 +63,7 @@ class Configured(Fact):
     throttle_s: float = 300.0
     timeout_s: float = 30.0
     attempts: int = 3
+    give_up_after: float | None = None
     tier: int = 0
 
     @property
@@ -172,6 +174,7 @@ def _configure(
         throttle_s=KINDS[kind].throttle_s if throttle is None else throttle,
         timeout_s=settings["timeout"],
         attempts=settings["attempts"],
+        give_up_after=settings["give_up_after"],
         tier=settings["tier"],
     )
 

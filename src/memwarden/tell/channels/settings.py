@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
-    "COMMON", "Option", "Settings", "parse_count", "parse_email", "parse_emails", "parse_level", "parse_secret",
-    "parse_text",
-    "parse_texts", "parse_words", "read",
+    "COMMON", "Option", "Settings", "parse_count", "parse_email", "parse_emails", "parse_give_up", "parse_level",
+    "parse_secret", "parse_text", "parse_texts", "parse_words", "read",
 ]  # fmt: skip
 
 # A secret's file: a list of addresses for the largest (apprise); no key or token comes near.
@@ -213,6 +212,8 @@ def _nearest(key: str, known: Iterable[str]) -> str:
 
 def parse_text(value: Any, *, where: str) -> str:
     """Text in one line, not empty."""
+    if isinstance(value, str) and not value.strip():
+        raise ConfigError("is empty", where=where, mend="write something, or leave it out")
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
         raise ConfigError(f"{_show(value)} is no text in one line", where=where, mend="write it in quotes")
     return value.strip()
@@ -255,6 +256,16 @@ def parse_count(value: Any, *, where: str) -> int:
     return value
 
 
+def parse_give_up(value: Any, *, where: str) -> int | float:
+    """So many tries (an int), or so many seconds (a float)."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return parse_count(value, where=where)
+    seconds = parse_duration(value, where=where) if isinstance(value, str) else 0.0
+    if seconds <= 0:
+        raise UnitError(f"{_show(value)} is neither tries nor a time", where=where, mend='write 3, or "2h"')
+    return float(seconds)
+
+
 def _parse_tier(value: Any, *, where: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST_ATTEMPTS:
         raise ConfigError(f"{_show(value)} is no number from 0 to {_MOST_ATTEMPTS}", where=where, mend="0 is at once")
@@ -286,7 +297,7 @@ def parse_email(value: Any, *, where: str) -> str:
 def parse_emails(value: Any, *, where: str) -> tuple[str, ...]:
     """One address or a list of them; not empty, none twice."""
     found = value if isinstance(value, list) else [value]
-    if not found:
+    if not found or found == [""]:
         raise ConfigError("has no recipient", where=where, mend="name at least one address")
     addresses = tuple(parse_email(each, where=where) for each in found)
     if len({each.lower() for each in addresses}) < len(addresses):
@@ -305,7 +316,8 @@ COMMON = (
     Option(name="min_level", parse=parse_level, about="the lowest level that it is told of", default=Level.WARNING),
     Option(name="throttle", parse=parse_duration, about="time between two notices about the same"),
     Option(name="timeout", parse=_parse_timeout, about="time for one whole exchange", default=30.0),
-    Option(name="attempts", parse=parse_count, about="how often delivery is tried", default=3),
+    Option(name="attempts", parse=parse_count, about="failures running until it counts as down", default=3),
+    Option(name="give_up_after", parse=parse_give_up, about="tries, or a time, after which a notice is given up"),
     Option(name="tier", parse=_parse_tier, about="0: told at once; above: told when that escalation level is reached",
            default=0),
 )  # fmt: skip
