@@ -51,6 +51,7 @@ try:
     from celery.concurrency.prefork import TaskPool
     from celery.exceptions import Reject
     from kombu.exceptions import KombuError
+    from kombu.messaging import Producer
 except ImportError as error:
     raise MissingExtraError("memory-aware jobs on Celery", "celery") from error
 
@@ -78,6 +79,11 @@ LEAST_BYTES = 8 * MIB
 RETRIES = {"max_retries": 2, "interval_start": 0.0, "interval_step": 0.2, "interval_max": 0.4}
 CONNECT_S, ANSWER_S = 4.0, 10.0
 STAMP = "memwarden"
+# What a reader takes for a header that is not there (Celery's message protocol 2 calls these optional).
+SILENT: tuple[Any, ...] = (None, "", {}, [None, None])
+ZERO = frozenset({"retries", "replaced_task_nesting"})
+# Properties that nobody reads: there is no reply, and what is told of the arguments is a header where it is anything.
+UNASKED = ("reply_to", "argsrepr", "kwargsrepr")
 
 
 # --- in a child --------------------------------------------------------------------------------------------------
@@ -260,6 +266,22 @@ class _ConsumerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ha
     terminate = stop
 
 
+class _Sender(Producer):
+    """Leaves out what says nothing: it was a third of a message."""
+
+    def publish(self, body: Any, *args: Any, **options: Any) -> Any:
+        if isinstance(body, tuple):  # protocol 2: the last of three is about callbacks and canvases
+            body = *body[:-1], _said(body[-1])
+        options["headers"] = _said(options.get("headers") or {})
+        for name in UNASKED:
+            options.pop(name, None)
+        return super().publish(body, *args, **options)  # type: ignore[no-untyped-call]  # kombu has few types
+
+
+def _said(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value not in SILENT and not (name in ZERO and value == 0)}
+
+
 class Jobs(Submitting):
     """Memory-aware jobs on this app. Makes it the pool, the task and the steps; give `app` to all who share a ledger.
 
@@ -350,7 +372,7 @@ class Jobs(Submitting):
                 else {"read_timeout": ANSWER_S, "write_timeout": ANSWER_S}
             )
             self._connection = self.app.connection_for_write(connect_timeout=CONNECT_S, transport_options=options)
-            self._producer = self.app.amqp.Producer(self._connection, auto_declare=False)
+            self._producer = _Sender(self._connection, auto_declare=False)  # type: ignore[no-untyped-call]  # as above
         return self._producer
 
     def _disconnect(self) -> None:
@@ -420,6 +442,7 @@ class Jobs(Submitting):
             raise Reject(str(error), requeue=False) from None
         except StoreError as error:
             _log.error("the ledger cannot be reached: %s", error)
+            _child.leave = "the ledger could not be reached"  # a part that it has comes back when it is gone
             threading.Event().wait(PATIENCE_S)
             raise Reject(str(error), requeue=True) from None
         if ending.fresh:
