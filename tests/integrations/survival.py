@@ -241,6 +241,20 @@ class KernelKills:
     def survived(self, site: Site) -> None:
         """What else holds then."""
 
+    def test_a_limit_above_what_the_fence_leaves_is_lowered_and_said_once(
+        self, site_class: type[Site], one_broker: Broker, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        """Once for the worker, however many of its children have a part, and by the name of what bounds it."""
+        folder = str(tmp_path_factory.mktemp("fenced"))
+        fenced = ["-m", "memwarden", "run", "--limit", "900M", "--fence", "on", "--quiet", "--", sys.executable]
+        with site_class.on(one_broker.numbered(3), folder, *fenced) as made:
+            root = made.jobs.submit(work.splits_at_once, count=60)
+            status = over(made.ledger, root)
+            assert (status.state, made.ledger.result(root)) == ("done", list(range(60)))
+            said = [line for line in made.worker.text().splitlines() if "its limit of 1 GiB" in line]
+            assert len(said) == 1
+            assert "process may have now" in said[0] or "container may have" in said[0]
+
 
 class Pressure:
     """A worker that begins while memory is short, which a file says."""

@@ -151,7 +151,7 @@ def within_machine(job: str, limit_bytes: int, machine: Machine | None = None) -
     if not _lowered[place]:
         _lowered[place] = 1
         _log.warning(
-            "%s: its limit of %s is too near to what %s (%s: %s), or above it; %s are used", job,
+            "%s: its limit of %s is too near to what %s, or above it (%s: %s); %s are used", job,
             format_bytes(limit_bytes), _WHOSE[found.scope], found.source, format_bytes(found.bytes),
             format_bytes(most), extra={"job": job},
         )  # fmt: skip
