@@ -286,17 +286,24 @@ class Store:
                     if self._db.in_transaction:
                         self._db.execute("ROLLBACK")
             except sqlite3.Error as error:
-                raise StoreError(str(error), where=self.path or "store", mend="see that it can be written") from error
+                raise self._unusable(error) from error
+
+    def _unusable(self, error: sqlite3.Error) -> StoreError:
+        return StoreError(str(error), where=self.path or "store", mend="see that it can be written")
 
     def _after_fork(self) -> None:
         # The parent's connection must not be used here nor closed: its locks are the parent's (sqlite.org/howtocorrupt,
         # "carrying an open database connection across a fork"). So it is kept and never touched.
-        self._lock, self._pid = threading.Lock(), os.getpid()
+        self._lock = threading.Lock()
         self._inherited.append(self._db)
         if self.path is not None:
-            self._db = self._open(self.path)
+            try:
+                self._db = self._open(self.path)
+            except sqlite3.Error as error:
+                raise self._unusable(error) from error
         else:
             self._db = self._in_memory(None, OSError("forked: what the parent kept in memory is not here"))
+        self._pid = os.getpid()  # not before: where it cannot be opened now, it is tried again
 
     # --- checkpoints -------------------------------------------------------------------------------------------
 

@@ -6,13 +6,15 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from memwarden.errors import JobError
-from memwarden.jobs.port import MOST_BYTES, Message
+from memwarden.jobs.port import LEASE_S, MOST_BYTES, Message
+from memwarden.store import BUSY_S
 from memwarden.supervise.signals import pause
 from tests.integrations.sites import LIMITED
 from tests.integrations.workers import wait_for
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
     from tests.integrations.sites import Site
 
 PATIENCE_S = 300.0 if SOAK else 90.0
-# How many items a job has while things are killed, and how many a chunk of `slow` has.
-ITEMS = 2000 if SOAK else 600
+# How many items a job has while things are killed, and how many a chunk has.
+ITEMS = 600
 CHUNK = 5
 
 
@@ -40,7 +42,7 @@ def revive(site: Site) -> None:
         site.worker.until(site.ready, times=started + 1)
 
 
-def over(ledger: Ledger, root: str, site: Site | None = None) -> Status:
+def over(ledger: Ledger, root: str, site: Site | None = None, *, patience_s: float = PATIENCE_S) -> Status:
     """Wait until the job is over."""
     found: list[Status] = []
 
@@ -53,7 +55,7 @@ def over(ledger: Ledger, root: str, site: Site | None = None) -> Status:
         return status.state != "open"
 
     try:
-        wait_for(is_over, "the end of the job", patience_s=PATIENCE_S)
+        wait_for(is_over, "the end of the job", patience_s=patience_s)
     except AssertionError:
         raise AssertionError(f"not over: {found}, {ledger.attempts(root, most=5)}") from None
     return found[0]
@@ -82,9 +84,11 @@ def kill_child(site: Site) -> int | None:
     return None
 
 
-def kill_worker(site: Site) -> int:
-    """SIGKILL the worker's whole session, and start it anew. What left that session must not go on alone."""
+def kill_worker(site: Site) -> int | None:
+    """SIGKILL a worker at work, with its whole session, and start it anew. What left the session must not go on."""
     children = pids(site.ledger, site.jobs.name)
+    if not children:
+        return None
     started = site.worker.text().count(site.ready)
     site.worker.kill()
     for pid in children:
@@ -96,9 +100,9 @@ def kill_worker(site: Site) -> int:
 
 
 def cut(site: Site) -> int | None:
-    """Break the line to the broker. Where the worker ends for it, what it had in hand may go with it."""
+    """Break the line to the broker while there is work. Where the worker ends for it, what it had may go with it."""
     children = pids(site.ledger, site.jobs.name)
-    return len(children) if site.line.cut() else None
+    return len(children) if children and site.line.cut() else None
 
 
 def is_open(site: Site, root: str) -> bool:
@@ -152,6 +156,22 @@ class Survival:
         site.line.back()
         assert over(site.ledger, root, site).state == "done"
         assert work.rows_done(path) == work.rows_there(path)
+
+    @pytest.mark.slow
+    def test_a_ledger_that_is_locked_for_longer_than_a_writer_waits_costs_no_lease(self, site: Site) -> None:
+        """A disk that stalls: the part comes back when it is over, and not when its worker's lease is."""
+        path = f"{site.folder}/locked.db"
+        root = site.jobs.submit(work.slow, count=100, path=path)
+        wait_for(lambda: bool(work.effects(path)), "the first effects")
+        lock = "import sqlite3, sys, time; db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=60);"
+        lock += "db.execute('BEGIN IMMEDIATE'); time.sleep(float(sys.argv[2])); db.execute('ROLLBACK')"
+        words = [sys.executable, "-c", lock, f"{site.folder}/memwarden.db", str(BUSY_S + 1.5)]
+        subprocess.run(words, check=True, timeout=60)
+        status = over(site.ledger, root, site, patience_s=LEASE_S / 2)
+        assert status.state == "done"
+        done = work.effects(path)
+        assert set(done) == set(range(100))
+        assert sum(done.values()) - 100 <= CHUNK * (status.attempts - 1)
 
     def test_told_to_end_it_stops_at_the_next_safe_point(self, site: Site) -> None:
         path = fresh_rows(site, 400)

@@ -40,7 +40,7 @@ class DramatiqSite(Site):
 
     @classmethod
     def environment(cls) -> dict[str, str]:
-        return {"dramatiq_restart_delay": "300", "dramatiq_queue_prefetch": "1"}
+        return {"dramatiq_restart_delay": "300", "dramatiq_queue_prefetch": "2"}
 
     def make(self, url: str, folder: str) -> Jobs:
         return dramatiq_app.make(url, folder)
@@ -108,6 +108,11 @@ def test_a_broker_that_is_away_is_a_clear_error_and_the_job_is_kept(tmp_path: An
     jobs = dramatiq_app.make("redis://127.0.0.1:9/0?socket_connect_timeout=1", os.fspath(tmp_path))
     kept_without_its_broker(jobs)
     jobs.broker.close()
+
+
+def test_the_forge_is_forked_before_the_worker_process_has_threads(site: DramatiqSite) -> None:
+    assert site.worker.text().count(site.ready) >= 1
+    assert "has threads already" not in site.worker.text()
 
 
 def test_the_forge_goes_with_its_worker_process(site: Site) -> None:

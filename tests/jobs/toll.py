@@ -12,15 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 SOAK = bool(os.environ.get("MEMWARDEN_SOAK"))
-# Of each kind.
-LEAST = 100 if SOAK else 4
+# Of each kind; and of all kinds during one job, so that there are jobs of each sort.
+LEAST, MOST = (100, 25) if SOAK else (4, 6)
 
 
 class Toll:
-    """`kinds` has, for each, what kills one; it says how many processes that worked died of it, or None for no kill.
-
-    A kind that is short is drawn first, so that all have their number when enough is enough.
-    """
+    """`kinds` has, for each, what kills one; it says how many processes with a part died of it, or None for no kill."""
 
     def __init__(self, kinds: Mapping[str, Callable[[], int | None]], chance: random.Random) -> None:
         self._kinds, self._chance = kinds, chance
@@ -33,8 +30,9 @@ class Toll:
         return min(self.counts.values()) >= LEAST
 
     def strike(self, is_open: Callable[[], bool]) -> None:
-        """Kill at random as long as the job is open and somebody is still to be killed."""
-        while not self.is_paid and is_open():
+        """Kill at random as long as the job is open and somebody is still to be killed; not without end."""
+        before = sum(self.counts.values())
+        while not self.is_paid and sum(self.counts.values()) < before + MOST and is_open():
             short = [kind for kind, count in self.counts.items() if count < LEAST]
             kind = self._chance.choice(short)
             robbed = self._kinds[kind]()

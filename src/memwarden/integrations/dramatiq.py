@@ -75,7 +75,8 @@ class Jobs(Submitting, Middleware):
         self._pressure, self._sweep_s = pressure, sweep_s
         self._forge: Forge | None = None
         first = type(broker.middleware[0]) if broker.middleware else None
-        broker.add_middleware(self, before=first)  # others start threads where this forks
+        broker.add_middleware(self, before=first)  # hooks before something: others start threads where this forks
+        broker.add_middleware(_Boot(self))  # hooks behind something run from the last to the first
         for queue in queues:
             broker.declare_queue(queue)
 
@@ -176,6 +177,16 @@ class Jobs(Submitting, Middleware):
             self._forge.close()
             self._forge = None
         self.close()
+
+
+class _Boot(Middleware):
+    """Has the forge started before other middleware (the time limit's) starts its threads in a new process."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+
+    def after_process_boot(self, broker: Broker) -> None:
+        self._jobs.after_process_boot(broker)
 
 
 def _is_of_a_broker(error: BaseException) -> bool:
