@@ -164,7 +164,8 @@ class EngineContract:
         root = self.send(bench, work.slow, count=10_000, path=self.path(bench))
         until(bench, lambda: bool(work.effects(self.path(bench))), "its first effects") if bench.has_processes else None
         assert bench.ledger.cancel(root)
-        assert over(bench, root).state == "cancelled"
+        status = over(bench, root)
+        assert (status.state, status.endings.get("running", 0)) == ("cancelled", 0)
 
     def test_killed_workers_lose_nothing(self, bench: Bench) -> None:
         """At most one chunk is done again for each kill, and none is lost."""
