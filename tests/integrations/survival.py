@@ -221,8 +221,9 @@ class Survival:
     def test_what_waits_is_counted(self, site: Site) -> None:
         for _ in range(3):
             site.jobs.submit(work.total, count=1, queue="counted")
-        counts = {each.queue: each.waiting for each in site.jobs.statistics()}
-        assert counts.get("counted") == 3
+        for _ in range(3):  # a queue that is not there costs nothing that stays
+            counts = {each.queue: each.waiting for each in site.jobs.statistics()}
+            assert counts.get("counted") == 3
 
 
 def kept_without_its_broker(jobs: Any) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 from typing import Any
 
 import pytest
@@ -10,7 +12,15 @@ import pytest
 from memwarden.errors import ConfigError
 from tests.integrations.brokers import BROKERS
 from tests.integrations.sites import Site
-from tests.integrations.survival import KernelKills, Pressure, Survival, fresh_rows, kept_without_its_broker, over
+from tests.integrations.survival import (
+    KernelKills,
+    Pressure,
+    Survival,
+    fresh_rows,
+    kept_without_its_broker,
+    over,
+    revive,
+)
 from tests.integrations.workers import wait_for
 from tests.jobs import work
 from tests.jobs.contract import EngineContract
@@ -113,6 +123,21 @@ def test_a_broker_that_is_away_is_a_clear_error_and_the_job_is_kept(tmp_path: An
 def test_the_forge_is_forked_before_the_worker_process_has_threads(site: DramatiqSite) -> None:
     assert site.worker.text().count(site.ready) >= 1
     assert "has threads already" not in site.worker.text()
+
+
+def test_a_worker_process_whose_forge_was_killed_ends_and_takes_no_more_messages(site: DramatiqSite) -> None:
+    """It could not work any more; what it was given goes to the one that is started for it, and not after an age."""
+    path = f"{site.folder}/forgeless.db"
+    root = site.jobs.submit(work.slow, count=60, path=path)
+    wait_for(lambda: bool(work.effects(path)), "the first effects")
+    forges = {json.loads(part.holder)["parent"] for part in site.ledger.running("dramatiq") if part.holder}
+    for forge in forges:
+        os.kill(forge, signal.SIGKILL)
+    assert over(site.ledger, root, site).state == "done"
+    assert work.effects(path).keys() == set(range(60))
+    wait_for(lambda: "this worker process ends" in site.worker.text(), "its last words")
+    wait_for(lambda: site.worker.process.poll() is not None or site.worker.text().count(site.ready) > 1, "its end")
+    revive(site)
 
 
 def test_the_forge_goes_with_its_worker_process(site: Site) -> None:

@@ -20,6 +20,7 @@ it, and those pools have one process for everything.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import mmap
@@ -422,13 +423,12 @@ class Jobs(Submitting):
     def _count(self) -> Iterator[QueueCount]:
         known = {row["queue"] for row in self.ledger.statistics() if row["waiting"]}
         for name in sorted(known | set(self.app.amqp.queues)):
-            channel = self._connection.channel()  # its own: asking for what is not there closes it
-            try:
-                count = channel.queue_declare(queue=name, passive=True).message_count
-            except self._connection.channel_errors:
-                count = 0
-            else:
-                channel.close()
+            # Its own: asking RabbitMQ for what is not there closes it.
+            with contextlib.closing(self._connection.channel()) as channel:
+                try:
+                    count = channel.queue_declare(queue=name, passive=True).message_count
+                except self._connection.channel_errors:
+                    count = 0
             yield QueueCount(queue=name, waiting=count)
 
     # --- in a child ----------------------------------------------------------------------------------------------
