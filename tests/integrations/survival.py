@@ -19,7 +19,7 @@ from memwarden.supervise.signals import pause
 from tests.integrations.sites import LIMITED
 from tests.integrations.workers import wait_for
 from tests.jobs import work
-from tests.jobs.toll import SOAK, Toll
+from tests.jobs.toll import SOAK, Toll, at_work
 from tests.supervise.processes import no_cgroup_reason
 
 if TYPE_CHECKING:
@@ -71,13 +71,9 @@ def fresh_rows(site: Site, count: int) -> str:
     return path
 
 
-def pids(ledger: Ledger, engine: str) -> list[int]:
-    return [part.pid for part in ledger.running(engine) if part.pid is not None]
-
-
 def kill_child(site: Site) -> int | None:
     """SIGKILL who has a part in hand."""
-    for pid in pids(site.ledger, site.jobs.name):
+    for pid in at_work(site.ledger, site.jobs.name):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
             return 1
@@ -86,7 +82,7 @@ def kill_child(site: Site) -> int | None:
 
 def kill_worker(site: Site) -> int | None:
     """SIGKILL a worker at work, with its whole session, and start it anew. What left the session must not go on."""
-    children = pids(site.ledger, site.jobs.name)
+    children = at_work(site.ledger, site.jobs.name)
     if not children:
         return None
     started = site.worker.text().count(site.ready)
@@ -101,7 +97,7 @@ def kill_worker(site: Site) -> int | None:
 
 def cut(site: Site) -> int | None:
     """Break the line to the broker while there is work. Where the worker ends for it, what it had may go with it."""
-    children = pids(site.ledger, site.jobs.name)
+    children = at_work(site.ledger, site.jobs.name)
     return len(children) if children and site.line.cut() else None
 
 

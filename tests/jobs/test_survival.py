@@ -16,7 +16,7 @@ from memwarden.jobs import Ledger, Runner
 from memwarden.store import Store
 from tests.jobs import work
 from tests.jobs.processes import end, start, until
-from tests.jobs.toll import SOAK, Toll
+from tests.jobs.toll import SOAK, Toll, at_work
 from tests.supervise.processes import is_alive, no_cgroup_reason
 
 if TYPE_CHECKING:
@@ -52,11 +52,6 @@ def state(ledger: Ledger, root: str) -> str:
     return found.state
 
 
-def attempts(ledger: Ledger) -> list[int]:
-    """The pids that have a part now."""
-    return [part.pid for part in ledger.running() if part.pid is not None]
-
-
 class Workers:
     """A worker command over the folder, that can be killed and started anew."""
 
@@ -66,7 +61,7 @@ class Workers:
 
     def kill_child(self) -> int | None:
         """SIGKILL one that has a part."""
-        for pid in attempts(self.ledger):
+        for pid in at_work(self.ledger, "local"):
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -76,7 +71,7 @@ class Workers:
 
     def kill_runner(self) -> int | None:
         """SIGKILL it at work; its children must go with it."""
-        children = attempts(self.ledger)
+        children = at_work(self.ledger, "local")
         if not children:
             return None
         self.process.kill()
@@ -294,7 +289,7 @@ def test_nothing_is_left_behind(folder: str) -> None:
 
         def both_at_work() -> bool:
             runner.turn()
-            return len(attempts(runner.ledger)) == 2
+            return len(at_work(runner.ledger, "local")) == 2
 
         until(both_at_work, "both at work")
         pids = runner.pids

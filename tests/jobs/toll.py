@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING
 
+from memwarden.jobs.ledger import Worker
 from memwarden.supervise.signals import pause
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Mapping
 
+    from memwarden.jobs import Ledger
+
 SOAK = bool(os.environ.get("MEMWARDEN_SOAK"))
 # Of each kind; and of all kinds during one job, so that there are jobs of each sort.
 LEAST, MOST = (100, 25) if SOAK else (4, 6)
+
+
+def at_work(ledger: Ledger, engine: str) -> list[int]:
+    """The pids that have a part in hand, and live: after a death the ledger has the dead one for a moment."""
+    holders = [Worker(**json.loads(part.holder)) for part in ledger.running(engine) if part.holder is not None]
+    return [holder.pid for holder in holders if not holder.is_gone()]
 
 
 class Toll:
@@ -44,4 +54,5 @@ class Toll:
             pause(self._chance.uniform(0.05, 0.4))
 
     def __str__(self) -> str:
-        return ", ".join(f"{count} of {kind}" for kind, count in self.counts.items())
+        kinds = ", ".join(f"{count} of {kind}" for kind, count in self.counts.items())
+        return f"{kinds}, with {self.robbed} parts in hand"
