@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # How many items a job has while things are killed.
-ITEMS = 4000 if SOAK else 1200
+ITEMS = 1200
 # Parts begin small, whatever this process holds of other tests.
 ANEW: dict[str, Any] = {"start": "spawn", "modules": ("tests.jobs.work",)}
 
