@@ -357,13 +357,17 @@ class Store:
     def _after_fork(self) -> None:
         # The parent's connection must not be used here nor closed: its locks are the parent's (sqlite.org/howtocorrupt,
         # "carrying an open database connection across a fork"). So it is kept and never touched.
-        self._lock, self._turn, self._pid = threading.Lock(), threading.Event(), os.getpid()
+        self._lock, self._turn = threading.Lock(), threading.Event()
         self._inherited.append(self._db)
         if self.path is not None:
-            self._db = self._open(self.path)
+            try:
+                self._db = self._open(self.path)
+            except sqlite3.Error as error:
+                raise _store_error(error, self.path) from error
         else:
             self._db = self._in_memory(None, OSError("forked: what the parent kept in memory is not here"))
             logging.getLogger("memwarden.store").warning("%s", self.degraded)
+        self._pid = os.getpid()  # not before: where it cannot be opened now, it is tried again
 
     # --- checkpoints -------------------------------------------------------------------------------------------
 

@@ -184,6 +184,44 @@ store.close()
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_forked_child_that_cannot_open_it_now_says_so_and_never_uses_its_parents(tmp_path: Path) -> None:
+    """Somebody else writes for longer than a writer waits: a StoreError, and it is opened at the next call."""
+    program = """
+import os, sqlite3, sys
+from memwarden.errors import StoreError
+from memwarden.store import Checkpoint, Store
+store = Store(sys.argv[1])
+first = store.write(Checkpoint(name="a", part=0, plan="{}"))
+asked, answered = os.pipe(), os.pipe()
+pid = os.fork()
+if not pid:
+    other = sqlite3.connect(store.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    os.write(answered[1], b".")
+    os.read(asked[0], 1)
+    os._exit(0)
+os.read(answered[0], 1)
+child = os.fork()
+if not child:
+    try:
+        store.checkpoints("a")
+    except StoreError as error:
+        assert "locked" in str(error), error
+        os.write(asked[1], b".")
+        os.read(answered[0], 1)
+        store.write(first.replace(rows=7))
+        os._exit(0)
+    os._exit(1)
+assert os.waitpid(pid, 0)[1] == 0
+os.write(answered[1], b".")
+assert os.waitpid(child, 0)[1] == 0
+assert store.checkpoints("a")[0].rows == 7
+store.close()
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_many_processes_may_start_at_once(tmp_path: Path) -> None:
     program = "import sys\nfrom memwarden.store import Checkpoint, Store\n"
     program += "with Store(sys.argv[1]) as s: s.write(Checkpoint(name=sys.argv[2], part=0, plan=''))"

@@ -40,6 +40,10 @@ class Broker:
             pytest.skip("a broker that was given is not restarted")
         self._again()
 
+    def numbered(self, number: int) -> Broker:
+        """That database of the same Redis, whose queues are its own."""
+        return Broker(self.url.replace("/0", f"/{number}"), None, None)
+
 
 def _program(name: str, *more: str) -> str:
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")

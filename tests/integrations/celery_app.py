@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import sqlalchemy  # noqa: F401  as an app has what its jobs need: what is imported here no child imports again
 from celery import Celery
 
 from memwarden.integrations.celery import Jobs, MemoryTask, check, memory_aware

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import dramatiq
+import sqlalchemy  # noqa: F401  as an app has what its jobs need: what is imported here no child imports again
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
 

@@ -30,17 +30,21 @@ class Proxy:
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._orders: list[str] = []
         self._away = False
-        self.cuts = 0
+        self._obeyed = threading.Semaphore(0)
+        self.broken = 0  # connections, so far
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _order(self, what: str) -> None:
         self._orders.append(what)
         self._wake.send(b".")
+        assert self._obeyed.acquire(timeout=10)
 
-    def cut(self) -> None:
-        """Break every connection; new ones are let through."""
+    def cut(self) -> int:
+        """Break every connection, and how many there were; new ones are let through."""
+        before = self.broken
         self._order("cut")
+        return self.broken - before
 
     def away(self) -> None:
         """Break every connection, and refuse new ones."""
@@ -63,7 +67,9 @@ class Proxy:
                 if connection is self._woken:
                     self._woken.recv(64)
                     while self._orders:
-                        if self._obey(self._orders.pop(0)):
+                        is_over = self._obey(self._orders.pop(0))
+                        self._obeyed.release()
+                        if is_over:
                             return
                 elif connection is self._listening:
                     self._accept()
@@ -75,7 +81,7 @@ class Proxy:
             self._away = False
             return False
         self._away = what == "away"
-        self.cuts += 1
+        self.broken += len(self._pairs) // 2
         for connection in list(self._pairs):
             self._drop(connection)
         if what == "close":

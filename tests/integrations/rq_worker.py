@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+import sqlalchemy  # noqa: F401  as an app has what its jobs need: what is imported here no horse imports again
 from redis import Redis
 
 from memwarden.integrations.rq import Jobs, MemoryWorker

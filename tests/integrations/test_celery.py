@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from memwarden.errors import ConfigError, JobError, StoreError
+from memwarden.errors import ConfigError, StoreError
 from tests.integrations.brokers import BROKERS, Broker
-from tests.integrations.proxy import Proxy, proxy
-from tests.integrations.survival import Survival, over
-from tests.integrations.workers import Bench, Program, program, wait_for
+from tests.integrations.sites import Site
+from tests.integrations.survival import KernelKills, Survival, kept_without_its_broker, over
+from tests.integrations.workers import program, wait_for
 from tests.jobs import work
 from tests.jobs.contract import EngineContract
-from tests.supervise.processes import no_cgroup_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,16 +30,21 @@ COMMAND = ["-m", "celery", "-A", "tests.integrations.celery_app", "worker", "-c"
 COMMAND += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
 
 
-class Site:
-    """A worker with two children behind a line to its broker, and the app of this process, over one ledger."""
+class CelerySite(Site):
+    """A worker with two children."""
 
     ready = "ready."
+    each_peak = False  # the kernel keeps the highest of all children
+    app: Celery
 
-    def __init__(self, broker: Broker, line: Proxy, worker: Program, folder: str) -> None:
-        self.broker, self.line, self.worker, self.folder = broker, line, worker, folder
-        self.app, self.jobs = celery_app.make(broker.url, folder)
-        self.ledger = self.jobs.ledger
+    @classmethod
+    def command(cls, url: str, folder: str) -> list[str]:
+        return COMMAND
+
+    def make(self, url: str, folder: str) -> Jobs:
+        self.app, jobs = celery_app.make(url, folder)
         celery_app.ordinary(self.app)
+        return jobs
 
     def texts(self, queue: str) -> list[bytes]:
         with self.app.connection_for_read() as connection, connection.channel() as channel:
@@ -53,38 +55,8 @@ class Site:
                 found.append(f"{message.body}{json.dumps(message.headers, default=str)}".encode())
             return found
 
-    def put(self, text: str) -> None:
-        self.jobs.send(text, queue="default")
 
-
-@contextlib.contextmanager
-def site_on(broker: Broker, folder: str, *words: str, **environment: str) -> Iterator[Site]:
-    with proxy(broker.url) as line:
-        environment |= {"MEMWARDEN_TEST_BROKER": line.url, "MEMWARDEN_TEST_DATABASE": f"{folder}/data.db"}
-        with program([*words, *COMMAND], folder, **environment) as worker:
-            worker.until(Site.ready)
-            made = Site(broker, line, worker, folder)
-            try:
-                yield made
-            finally:
-                made.jobs.close()
-
-
-@pytest.fixture(scope="module", params=sorted(BROKERS))
-def broker(request: Any) -> Iterator[Broker]:
-    with BROKERS[request.param]() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def site(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with site_on(broker, str(tmp_path_factory.mktemp("site"))) as made:
-        yield made
-
-
-@pytest.fixture
-def bench(site: Site, tmp_path: Any) -> Bench:
-    return Bench(site.jobs, site.ledger, os.fspath(tmp_path))
+SITE, ON = CelerySite, sorted(BROKERS)
 
 
 class TestCelery(EngineContract):
@@ -95,27 +67,25 @@ class TestCelerySurvives(Survival):
     """The survival suite."""
 
 
-@pytest.fixture(scope="module")
-def one_broker() -> Iterator[Broker]:
-    with BROKERS["redis"]() as made:
-        yield made
+class TestCeleryAndTheKernel(KernelKills):
+    """Kernel kills."""
 
 
 @pytest.fixture(scope="module")
-def careful(one_broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def careful(one_broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CelerySite]:
     """A worker that replaces children above 200 MiB and watches memory, whose level a file can force."""
     folder = str(tmp_path_factory.mktemp("careful"))
     forced = {"MEMWARDEN_TEST_PRESSURE": "1", "MEMWARDEN_PRESSURE_FILE": f"{folder}/level"}
-    with site_on(one_broker, folder, MEMWARDEN_TEST_PER_CHILD="200M", **forced) as made:
+    with CelerySite.on(one_broker, folder, MEMWARDEN_TEST_PER_CHILD="200M", **forced) as made:
         yield made
 
 
-def run(site: Site, name: str, *args: Any) -> Any:
+def run(site: CelerySite, name: str, *args: Any) -> Any:
     """An ordinary task, and its result."""
     return site.app.tasks[name].apply_async(args).get(timeout=60, disable_sync_subtasks=False)
 
 
-def test_a_child_is_replaced_for_what_it_holds_and_not_for_what_it_held(careful: Site) -> None:
+def test_a_child_is_replaced_for_what_it_holds_and_not_for_what_it_held(careful: CelerySite) -> None:
     """Celery's own worker_max_memory_per_child compares a peak, and replaces a child for one spike."""
     spikes = [run(careful, "tests.spike", 300)[0] for _ in range(6)]
     children = set(spikes)
@@ -125,7 +95,9 @@ def test_a_child_is_replaced_for_what_it_holds_and_not_for_what_it_held(careful:
     assert pid not in careful_pids
 
 
-def test_a_memory_aware_task_stops_at_its_limit_and_goes_on_in_a_fresh_child(careful: Site, tmp_path: Any) -> None:
+def test_a_memory_aware_task_stops_at_its_limit_and_goes_on_in_a_fresh_child(
+    careful: CelerySite, tmp_path: Any
+) -> None:
     """Each run keeps 45 MiB: some run meets what the ones before it left, and is tried again where nothing is."""
     path = os.fspath(tmp_path / "pids")
     pids = [run(careful, "tests.leak", 15, 3, path) for _ in range(8)]
@@ -135,7 +107,7 @@ def test_a_memory_aware_task_stops_at_its_limit_and_goes_on_in_a_fresh_child(car
     assert len(set(pids)) >= 3
 
 
-def test_what_never_fits_fails_after_its_retries_with_a_clear_line(careful: Site, tmp_path: Any) -> None:
+def test_what_never_fits_fails_after_its_retries_with_a_clear_line(careful: CelerySite, tmp_path: Any) -> None:
     path = os.fspath(tmp_path / "pids")
     with pytest.raises(Exception, match="stopped at its limit") as caught:
         run(careful, "tests.leak", 64, 3, path)
@@ -145,12 +117,12 @@ def test_what_never_fits_fails_after_its_retries_with_a_clear_line(careful: Site
     assert (len(attempts), len(set(attempts))) == (3, 3)
 
 
-def test_a_memory_error_is_a_stop_too(careful: Site) -> None:
+def test_a_memory_error_is_a_stop_too(careful: CelerySite) -> None:
     with pytest.raises(Exception, match="stopped at its limit"):
         run(careful, "tests.refused")
 
 
-def test_peak_and_growth_are_in_the_results_meta_data(careful: Site) -> None:
+def test_peak_and_growth_are_in_the_results_meta_data(careful: CelerySite) -> None:
     result = careful.app.tasks["tests.grow"].apply_async((64,))
     assert result.get(timeout=60) == 64 << 20
     figures = memory_of(result)
@@ -162,7 +134,7 @@ def test_peak_and_growth_are_in_the_results_meta_data(careful: Site) -> None:
     assert figures["limit_bytes"] == 2 << 30
 
 
-def test_consumption_pauses_while_memory_is_short(careful: Site) -> None:
+def test_consumption_pauses_while_memory_is_short(careful: CelerySite) -> None:
     """At CRITICAL nothing more is taken; it waits in the broker, and is taken again at NORMAL."""
     level = f"{careful.folder}/level"
     with open(level, "w", encoding="ascii") as file:
@@ -171,7 +143,7 @@ def test_consumption_pauses_while_memory_is_short(careful: Site) -> None:
     root = careful.jobs.submit(work.total, count=10)
     queue = careful.app.conf.task_default_queue
     wait_for(lambda: bool(careful.texts(queue)), "the waiting message")
-    assert careful.ledger.status(root).attempts == 0  # type: ignore[union-attr]  # it is there
+    assert careful.ledger.status(root).attempts == 0
     with open(level, "w", encoding="ascii") as file:
         file.write("NORMAL")
     careful.worker.until("messages are taken again")
@@ -179,29 +151,8 @@ def test_consumption_pauses_while_memory_is_short(careful: Site) -> None:
     os.remove(level)
 
 
-def test_the_worker_says_how_soon_things_come_back(careful: Site) -> None:
+def test_the_worker_says_how_soon_things_come_back(careful: CelerySite) -> None:
     assert "3 s (visibility_timeout 8 s, ledger 3 s)" in careful.worker.text()
-
-
-@pytest.mark.kernel
-@pytest.mark.skipif(bool(no_cgroup_reason()), reason=no_cgroup_reason() or "-")
-def test_a_kernel_kill_of_a_child_is_told_from_others(
-    one_broker: Broker, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """The kernel kills a child in its cgroup for memory: the item is found and quarantined, and the rest is done."""
-    folder = str(tmp_path_factory.mktemp("oom"))
-    limited = ["-m", "memwarden", "run", "--limit", "500M", "--cgroup", "require", "--fence", "off", "--quiet", "--"]
-    other = Broker(one_broker.url.replace("/0", "/1"), None, None)  # queues of its own
-    with site_on(other, folder, *limited, sys.executable) as made:
-        path = f"{folder}/effects.db"
-        root = made.jobs.submit(work.poisoned, count=24, poison=13, path=path, how="hog")
-        status = over(made.ledger, root)
-        assert (status.state, status.quarantined) == ("done", 1)
-        assert status.endings.get("oom_kill", 0) == 3
-        assert work.effects(path).keys() == set(range(24)) - {13}
-        attempts = made.ledger.attempts(root)
-        peaks = [each["peak_bytes"] for each in attempts if each["ending"] == "oom_kill"]
-        assert max(filter(None, peaks)) > 300 << 20
 
 
 # --- wrong settings --------------------------------------------------------------------------------------------
@@ -266,14 +217,7 @@ def test_what_could_be_better_is_remarked(tmp_path: Any) -> None:
 def test_without_its_broker_a_job_is_kept_and_the_error_is_clear(tmp_path: Any) -> None:
     """Nobody listens there: submitting works, for the sweep sends it later; no password is in the error."""
     app = Celery("away", broker="amqp://someone:secret@127.0.0.1:9//", set_as_current=False)
-    jobs = Jobs(app, folder=os.fspath(tmp_path), pressure=False)
-    root = jobs.submit(work.total, count=10)
-    assert jobs.ledger.status(root).state == "open"  # type: ignore[union-attr]  # it is there
-    with pytest.raises(JobError, match="cannot be reached") as caught:
-        jobs.send("{}", queue="default")
-    assert "secret" not in str(caught.value)
-    assert jobs.statistics() == ()
-    jobs.close()
+    assert "secret" not in kept_without_its_broker(Jobs(app, folder=os.fspath(tmp_path), pressure=False))
 
 
 @pytest.mark.parametrize("given", [{"memory_per_child": "much"}, {"memory_per_child": -1}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -13,17 +14,16 @@ import pytest
 
 from memwarden.jobs import Ledger, Runner
 from memwarden.store import Store
-from memwarden.supervise.signals import pause
 from tests.jobs import work
 from tests.jobs.processes import end, start, until
+from tests.jobs.toll import SOAK, Toll, at_work
 from tests.supervise.processes import is_alive, no_cgroup_reason
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Iterator
 
-SOAK = bool(os.environ.get("MEMWARDEN_SOAK"))
-KILLS = 100 if SOAK else 10
+# How many items a job has while things are killed.
+ITEMS = 1200
 # Parts begin small, whatever this process holds of other tests.
 ANEW: dict[str, Any] = {"start": "spawn", "modules": ("tests.jobs.work",)}
 
@@ -52,54 +52,76 @@ def state(ledger: Ledger, root: str) -> str:
     return found.state
 
 
-def attempts(ledger: Ledger) -> list[int]:
-    """The pids that have a part now."""
-    return [part.pid for part in ledger.running() if part.pid is not None]
+class Workers:
+    """A worker command over the folder, that can be killed and started anew."""
+
+    def __init__(self, folder: str, ledger: Ledger) -> None:
+        self.folder, self.ledger = folder, ledger
+        self.process = start(folder)
+
+    def kill_child(self) -> int | None:
+        """SIGKILL one that has a part."""
+        for pid in at_work(self.ledger, "local"):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+            return 1
+        return None
+
+    def kill_runner(self) -> int | None:
+        """SIGKILL it at work; its children must go with it."""
+        children = at_work(self.ledger, "local")
+        if not children:
+            return None
+        self.process.kill()
+        self.process.communicate(timeout=60)
+        until(lambda: not any(is_alive(pid) for pid in children), "the end of its children")
+        self.process = start(self.folder)
+        return len(children)
 
 
-def kill_runner(process: subprocess.Popen[str], ledger: Ledger) -> None:
-    """SIGKILL it; its children must go with it."""
-    children = attempts(ledger)
-    process.kill()
-    process.communicate(timeout=60)
-    until(lambda: not any(is_alive(pid) for pid in children), "the end of its children")
+@pytest.fixture
+def workers(folder: str, database: str, ledger: Ledger) -> Iterator[Workers]:
+    made = Workers(folder, ledger)
+    try:
+        yield made
+    finally:
+        end(made.process)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", [work.copies, work.copies_in_parts], ids=["whole", "parts"])
-def test_every_row_exactly_once_though_workers_and_runners_are_killed(
-    folder: str, database: str, ledger: Ledger, job: Any
+@pytest.mark.timeout(3600 if SOAK else 240)
+def test_nothing_is_lost_nor_done_twice_though_workers_and_runners_are_killed(
+    workers: Workers, database: str, ledger: Ledger
 ) -> None:
-    """Chunk and cursor share a database: whatever is killed, each row's effect is there once, and so is its result."""
-    chance = random.Random(7)
-    count = (140 if SOAK else 60) * KILLS
-    work.make_rows(database, count)
-    with Runner(folder, memory="1G") as runner:
-        root = runner.submit(job, {"count": count, "pause_s": 0.004})
-    process = start(folder)
-    kills = 0
-    try:
-        while kills < KILLS and state(ledger, root) == "open":
-            pause(chance.uniform(0.05, 0.4))
-            if kills % 4 == 3:
-                kill_runner(process, ledger)
-                kills += 1
-                process = start(folder)
-                until(lambda: bool(attempts(ledger)) or state(ledger, root) != "open", "a new beginning")
-                continue
-            for pid in chance.sample(alive := attempts(ledger), min(1, len(alive))):
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-                kills += 1
+    """Chunk and cursor in one database: each effect once, whatever dies when. Else a chunk more for each death."""
+    toll, rounds = Toll({"children": workers.kill_child, "runners": workers.kill_runner}, random.Random(7)), 0
+
+    def worked_off(job: Any, given: dict[str, Any]) -> str:
+        with Runner(workers.folder, memory="1G") as runner:
+            root = runner.submit(job, given)
+        toll.strike(lambda: state(ledger, root) == "open")
         until(lambda: state(ledger, root) != "open", "the end of the job")
-    finally:
-        end(process)
-    assert kills >= KILLS // 2
-    assert state(ledger, root) == "done", (ledger.status(root), ledger.attempts(root, most=20))
-    assert work.rows_done(database) == work.rows_there(database)
-    assert ledger.result(root) == count
+        assert state(ledger, root) == "done", (ledger.status(root), ledger.attempts(root, most=20))
+        return root
+
+    while not toll.is_paid:
+        rounds += 1
+        for name in (database, f"{database}-wal", f"{database}-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(name)
+        work.make_rows(database, ITEMS)
+        job = work.copies if rounds % 2 else work.copies_in_parts
+        root = worked_off(job, {"count": ITEMS, "pause_s": 0.004})
+        assert work.rows_done(database) == work.rows_there(database)
+        assert ledger.result(root) == ITEMS
+        before, path = toll.robbed, f"{workers.folder}/slow-{rounds}.db"
+        worked_off(work.slow, {"count": ITEMS // 4, "path": path})
+        done = work.effects(path)
+        assert set(done) == set(range(ITEMS // 4))
+        assert sum(done.values()) - len(done) <= 5 * (toll.robbed - before)
+    print(f"local runner: {rounds} rounds, killed {toll}")
 
 
 def test_control_arm_without_the_shared_transaction_rows_come_twice(folder: str, ledger: Ledger) -> None:
@@ -131,32 +153,24 @@ def _gone_worker() -> Any:
 
 
 @pytest.mark.kernel
-def test_what_the_kernel_kills_is_recognised_quarantined_and_the_rest_is_done(folder: str) -> None:
+@pytest.mark.parametrize(
+    ("fence", "kind", "other"), [("off", "oom_kill", "memory_error"), ("on", "memory_error", "oom_kill")]
+)
+def test_an_item_that_never_fits_is_quarantined_and_the_rest_is_done(
+    folder: str, fence: str, kind: str, other: str
+) -> None:
+    """Without the fence the kernel kills its workers, which is seen; behind it the same item is a MemoryError."""
     if no_cgroup_reason():
         pytest.skip(no_cgroup_reason())
-    with Runner(folder, memory="1G", workers=1, fence="off", **ANEW) as runner:
+    with Runner(folder, memory="1G", workers=1, fence=fence, **ANEW) as runner:
         given = {"count": 40, "poison": 13, "path": f"{folder}/effects.db", "how": "hog"}
         root = runner.submit(work.poisoned, given)
         runner.run(until_idle=True)
         status = runner.status(root)
-        assert (status.state, status.quarantined, status.endings["oom_kill"]) == ("done", 1, 3)
+        assert (status.state, status.quarantined, status.endings[kind]) == ("done", 1, 3)
+        assert other not in status.endings
         (found,) = runner.ledger.quarantined(root)
-        assert (found.low, found.high, found.kind, found.deaths) == ("12", "13", "oom_kill", 3)
-    assert work.effects(f"{folder}/effects.db").keys() == set(range(40)) - {13}
-
-
-@pytest.mark.kernel
-def test_behind_the_fence_the_same_item_is_a_memory_error_and_no_kernel_kill(folder: str) -> None:
-    if no_cgroup_reason():
-        pytest.skip(no_cgroup_reason())
-    with Runner(folder, memory="1G", workers=1, fence="on", **ANEW) as runner:
-        given = {"count": 40, "poison": 13, "path": f"{folder}/effects.db", "how": "hog"}
-        root = runner.submit(work.poisoned, given)
-        runner.run(until_idle=True)
-        status = runner.status(root)
-        assert (status.state, status.quarantined) == ("done", 1)
-        assert "oom_kill" not in status.endings
-        assert status.endings["memory_error"] == 3
+        assert (found.low, found.high, found.kind, found.deaths) == ("12", "13", kind, 3)
     assert work.effects(f"{folder}/effects.db").keys() == set(range(40)) - {13}
 
 
@@ -275,7 +289,7 @@ def test_nothing_is_left_behind(folder: str) -> None:
 
         def both_at_work() -> bool:
             runner.turn()
-            return len(attempts(runner.ledger)) == 2
+            return len(at_work(runner.ledger, "local")) == 2
 
         until(both_at_work, "both at work")
         pids = runner.pids

@@ -178,17 +178,42 @@ def test_a_leak_from_run_to_run_asks_for_a_fresh_process(bench: Inline) -> None:
     assert any(each["kind"] == "job_leak" for each in bench.ledger.events())
 
 
-def test_a_job_that_a_worker_does_not_know_waits_for_one_that_does(tmp_path_factory: pytest.TempPathFactory) -> None:
+def put_off(runner: Runner, root: str) -> str:
+    """Why a part could not be begun in the first turn, after which nothing is held for it."""
+    runner.begin()
+    runner.turn()
+    status = runner.status(root)
+    assert (status.state, status.attempts, runner.pids, runner.budget.reserved_bytes) == ("open", 0, (), 0)
+    assert (runner.ledger.next_due_s("local") or 0) > 0
+    with runner.store.transaction() as db:
+        (error,) = db.execute("SELECT error FROM job_parts").fetchone()
+    return str(error)
+
+
+@pytest.mark.parametrize(
+    ("module", "error"),
+    [
+        ("nowhere.to.be.found", "ModuleNotFoundError: No module named"),
+        ("tests.jobs.raises_at_import", "ValueError: a setting"),
+    ],
+    ids=["none", "raises"],
+)
+def test_a_job_that_a_worker_does_not_know_waits_for_one_that_does(
+    tmp_path_factory: pytest.TempPathFactory, module: str, error: str
+) -> None:
     with Runner(str(tmp_path_factory.mktemp("jobs")), memory="1G") as runner:
-        root, _ = runner.ledger.submit("nowhere.to.be.found:job", {})
-        runner.begin()
-        runner.turn()
-        status = runner.status(root)
-        assert (status.state, status.attempts) == ("open", 0)
-        assert (runner.ledger.next_due_s("local") or 0) > 0
-        with runner.store.transaction() as db:
-            (error,) = db.execute("SELECT error FROM job_parts").fetchone()
-    assert "its module cannot be imported here" in error
+        root, _ = runner.ledger.submit(f"{module}:job", {})
+        assert f"its module cannot be imported here ({error}" in put_off(runner, root)
+
+
+def test_where_no_process_can_be_had_a_part_waits_and_the_runner_lives_on(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """No kernel starts a program with words as long as these (E2BIG)."""
+    folder = str(tmp_path_factory.mktemp("jobs"))
+    with Runner(folder, memory="1G", start="spawn", modules=("m" * 200_000,)) as runner:
+        root = runner.submit(work.total, {"count": 3})
+        assert "no process can be had" in put_off(runner, root)
 
 
 # --- the command line ----------------------------------------------------------------------------------------------

@@ -92,6 +92,13 @@ def poisoned(chunk: list[int], count: int, poison: int, path: str, how: str = "k
     return len(done)
 
 
+@job(items=numbers, chunk=8, limit="96M", split=False, reduce=joined)
+def wide(chunk: list[int], count: int, mib: int) -> list[int]:
+    """Has all that its chunk needs at once, and lets it go: a smaller chunk needs less."""
+    at_once = [b"x" * (mib * MIB) for _ in chunk]
+    return [item * len(block) for item, block in zip(chunk, at_once, strict=True)]
+
+
 @job(items=numbers, chunk=5, limit="1G", reduce=added)
 def slow(chunk: list[int], count: int, path: str, pause_s: float = 0.01) -> int:
     for _item in chunk:

@@ -20,6 +20,7 @@ it, and those pools have one process for everything.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import mmap
@@ -51,6 +52,7 @@ try:
     from celery.concurrency.prefork import TaskPool
     from celery.exceptions import Reject
     from kombu.exceptions import KombuError
+    from kombu.messaging import Producer
 except ImportError as error:
     raise MissingExtraError("memory-aware jobs on Celery", "celery") from error
 
@@ -78,6 +80,11 @@ LEAST_BYTES = 8 * MIB
 RETRIES = {"max_retries": 2, "interval_start": 0.0, "interval_step": 0.2, "interval_max": 0.4}
 CONNECT_S, ANSWER_S = 4.0, 10.0
 STAMP = "memwarden"
+# What a reader takes for a header that is not there (Celery's message protocol 2 calls these optional).
+SILENT: tuple[Any, ...] = (None, "", {}, [None, None])
+ZERO = frozenset({"retries", "replaced_task_nesting"})
+# Properties that nobody reads: there is no reply, and what is told of the arguments is a header where it is anything.
+UNASKED = ("reply_to", "argsrepr", "kwargsrepr")
 
 
 # --- in a child --------------------------------------------------------------------------------------------------
@@ -260,6 +267,22 @@ class _ConsumerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ha
     terminate = stop
 
 
+class _Sender(Producer):
+    """Leaves out what says nothing: it was a third of a message."""
+
+    def publish(self, body: Any, *args: Any, **options: Any) -> Any:
+        if isinstance(body, tuple):  # protocol 2: the last of three is about callbacks and canvases
+            body = *body[:-1], _said(body[-1])
+        options["headers"] = _said(options.get("headers") or {})
+        for name in UNASKED:
+            options.pop(name, None)
+        return super().publish(body, *args, **options)  # type: ignore[no-untyped-call]  # kombu has few types
+
+
+def _said(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value not in SILENT and not (name in ZERO and value == 0)}
+
+
 class Jobs(Submitting):
     """Memory-aware jobs on this app. Makes it the pool, the task and the steps; give `app` to all who share a ledger.
 
@@ -350,7 +373,7 @@ class Jobs(Submitting):
                 else {"read_timeout": ANSWER_S, "write_timeout": ANSWER_S}
             )
             self._connection = self.app.connection_for_write(connect_timeout=CONNECT_S, transport_options=options)
-            self._producer = self.app.amqp.Producer(self._connection, auto_declare=False)
+            self._producer = _Sender(self._connection, auto_declare=False)  # type: ignore[no-untyped-call]  # as above
         return self._producer
 
     def _disconnect(self) -> None:
@@ -400,13 +423,12 @@ class Jobs(Submitting):
     def _count(self) -> Iterator[QueueCount]:
         known = {row["queue"] for row in self.ledger.statistics() if row["waiting"]}
         for name in sorted(known | set(self.app.amqp.queues)):
-            channel = self._connection.channel()  # its own: asking for what is not there closes it
-            try:
-                count = channel.queue_declare(queue=name, passive=True).message_count
-            except self._connection.channel_errors:
-                count = 0
-            else:
-                channel.close()
+            # Its own: asking RabbitMQ for what is not there closes it.
+            with contextlib.closing(self._connection.channel()) as channel:
+                try:
+                    count = channel.queue_declare(queue=name, passive=True).message_count
+                except self._connection.channel_errors:
+                    count = 0
             yield QueueCount(queue=name, waiting=count)
 
     # --- in a child ----------------------------------------------------------------------------------------------
@@ -420,6 +442,7 @@ class Jobs(Submitting):
             raise Reject(str(error), requeue=False) from None
         except StoreError as error:
             _log.error("the ledger cannot be reached: %s", error)
+            _child.leave = "the ledger could not be reached"  # a part that it has comes back when it is gone
             threading.Event().wait(PATIENCE_S)
             raise Reject(str(error), requeue=True) from None
         if ending.fresh:

@@ -18,12 +18,14 @@ point. Memory of ordinary actors.
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
-from memwarden.errors import ConfigError, JobError, MissingExtraError
+from memwarden.errors import ConfigError, JobError, MissingExtraError, StoreError
 from memwarden.jobs.ledger import RESEND_S
-from memwarden.jobs.port import Abilities, QueueCount
+from memwarden.jobs.port import Abilities, Message, QueueCount
 
 try:
     from dramatiq import JSONEncoder, Middleware, actor, get_encoder
@@ -74,8 +76,10 @@ class Jobs(Submitting, Middleware):
         self.broker = broker
         self._pressure, self._sweep_s = pressure, sweep_s
         self._forge: Forge | None = None
+        self._is_of_dramatiq = False  # whether this process is one that its command started, and not its owner's
         first = type(broker.middleware[0]) if broker.middleware else None
-        broker.add_middleware(self, before=first)  # others start threads where this forks
+        broker.add_middleware(self, before=first)  # hooks before something: others start threads where this forks
+        broker.add_middleware(_Boot(self))  # hooks behind something run from the last to the first
         for queue in queues:
             broker.declare_queue(queue)
 
@@ -127,7 +131,11 @@ class Jobs(Submitting, Middleware):
     def _part(self, text: str) -> None:
         if self._forge is None:
             raise JobError("can only be performed in a worker", where=ACTOR, mend="start dramatiq")
-        said = self._forge.run(text)
+        try:
+            said = self._forge.run(text)
+        except JobError as error:
+            self._lost(text, error)
+            raise
         refused = said.get("refused")
         if refused is not None:
             _log.error("a message was refused: %s", refused)
@@ -136,8 +144,20 @@ class Jobs(Submitting, Middleware):
             _log.error("the ledger cannot be reached: %s; the message is sent again later", said["unreachable"])
             raise JobError(said["unreachable"])
 
+    def _lost(self, text: str, error: JobError) -> None:
+        """Without its forge, and with threads, this process can work no more: what it was given goes to another one."""
+        message = Message.decode(text)
+        try:
+            self.ledger.postpone(message, 0.0, str(error))
+        except StoreError as why:
+            _log.warning("part %d of job %s is sent again later (%s)", message.part, message.root, why)
+        if self._is_of_dramatiq:
+            _log.critical("%s; this worker process ends", error)
+            os.kill(os.getpid(), signal.SIGTERM)
+
     def after_process_boot(self, broker: Broker) -> None:
         """A worker process was forked, and has no threads yet."""
+        self._is_of_dramatiq = True
         self._start()
 
     def before_worker_boot(self, broker: Broker, worker: Any) -> None:
@@ -176,6 +196,16 @@ class Jobs(Submitting, Middleware):
             self._forge.close()
             self._forge = None
         self.close()
+
+
+class _Boot(Middleware):
+    """Has the forge started before other middleware (the time limit's) starts its threads in a new process."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+
+    def after_process_boot(self, broker: Broker) -> None:
+        self._jobs.after_process_boot(broker)
 
 
 def _is_of_a_broker(error: BaseException) -> bool:

@@ -41,7 +41,7 @@ _log = logging.getLogger("memwarden.jobs")
 _PDEATHSIG = 1  # PR_SET_PDEATHSIG, include/uapi/linux/prctl.h
 TICK_S = 0.5
 SEND_S = 15  # a broker that does not answer for so long is away
-_MOST_BYTES = 4096  # a message's text is at most a kilobyte
+_MOST_BYTES = 8192  # a message is at most a kilobyte, what is said of it 500 characters of up to 12 as JSON
 
 
 class ForkedEngine:
@@ -68,6 +68,8 @@ class ForkedEngine:
                 code = 0
             except (JobError, OSError) as error:
                 _log.warning("%s: %s", self._engine.name, error)
+            except BaseException:  # noqa: BLE001  this child ends here, whatever it was, and says what
+                traceback.print_exc()
             finally:
                 os._exit(code)
         if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0:
@@ -90,12 +92,13 @@ class Forge:
     def start(self) -> None:
         """Fork it. Only where the process has no other thread yet."""
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        worker = os.getpid()
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
         if pid == 0:
             ours.close()
-            self._be(its)
+            self._be(its, worker)
         its.close()
         self.pid, self._ours = pid, ours
 
@@ -130,22 +133,22 @@ class Forge:
 
     # --- in the forge --------------------------------------------------------------------------------------------
 
-    def _be(self, requests: socket.socket) -> NoReturn:
+    def _be(self, requests: socket.socket, worker: int) -> NoReturn:
         """Never returns: behind it is the program that forked it."""
         try:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)  # the worker is told, and closes the socket
             gc.freeze()  # what is there now stays shared with the children
-            self._serve(requests)
+            self._serve(requests, worker)
         except BaseException:  # noqa: BLE001  whatever it is, it ends here
             traceback.print_exc()
         finally:
             os._exit(0)
 
-    def _serve(self, requests: socket.socket) -> None:
+    def _serve(self, requests: socket.socket, worker: int) -> None:
         keeper, gate = self._make(ForkedEngine(self._engine))
         children: dict[int, tuple[int, socket.socket]] = {}  # a pidfd: the pid, and where to say what came of it
-        parent, open_, shut = os.getppid(), True, False
+        open_, shut = True, False
         while open_ or children:
             waiting: list[int | socket.socket] = [*children]
             if open_ and (not shut or self._word[0]):
@@ -164,7 +167,7 @@ class Forge:
                 if shut != was:
                     words = "no more parts are begun until it is NORMAL" if shut else "parts are begun again"
                     _log.warning("%s (%s)", words, gate.words)
-            if os.getppid() != parent:
+            if os.getppid() != worker:  # also where it was gone before this loop began
                 self._word[0], open_ = 1, False
         keeper.close()
 

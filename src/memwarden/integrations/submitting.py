@@ -53,7 +53,7 @@ class Submitting(Engine):
         self, job: Job, /, *args: Any, queue: str | None = None, priority: int = 0, delay_s: float = 0.0,
         unique: str | None = None, **kwargs: Any,
     ) -> str:  # fmt: skip
-        """Write the job down and send its first message; its id, for `ledger.status`, `.result`, `.cancel`, `.wait`.
+        """Write the job down and send its first message; its id, for `ledger.status`, `.result`, `.cancel`.
 
         What the job itself calls queue, priority, delay_s or unique goes through `jobs.submit`. Raises JobError.
         """

@@ -147,6 +147,9 @@ def main(words: list[str]) -> int:
     for module in order.modules:
         import_module(module)
     store: Store = Store(order.folder)
+    if store.path is None:
+        print(f"memwarden jobs: {store.degraded}", file=sys.stderr)
+        return EXIT_NO_STORE
     return work(order, Ledger(store))
 
 

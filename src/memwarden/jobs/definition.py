@@ -251,9 +251,9 @@ def find(name: str) -> Job:
         if module not in sys.modules:
             try:
                 importlib.import_module(module)
-            except ImportError as error:
+            except Exception as error:
                 raise JobError(
-                    f"its module cannot be imported here ({error})", where=f"job {name!r}",
+                    f"its module cannot be imported here ({type(error).__name__}: {error})", where=f"job {name!r}",
                     mend="start the worker where the submitter's modules can be imported",
                 ) from error  # fmt: skip
         found = _registry.get(name)

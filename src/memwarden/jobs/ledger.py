@@ -725,6 +725,11 @@ class Ledger:
                 " ('ready', 'running', 'waiting')",
                 {"root": root},
             )
+            db.execute(
+                "UPDATE job_attempts SET ended_unix_s = :now, ending = 'cancelled' WHERE root = :root AND"
+                " ended_unix_s IS NULL",
+                {"now": self._clock.wall(), "root": root},
+            )
             self._end_job(db, root, "cancelled")
             return True
 

@@ -60,7 +60,7 @@ message. An adapter offers it under whatever name its users expect.
 How the parent learns that all is done: a job is over when none of its parts is open; the ledger decides that in the
 transaction that closes the last part. A job with a `reduce` function gets one more part then, which folds the parts'
 results in the order of their keys, one by one, and writes the job's result. `ledger.status(root)` and
-`ledger.result(root)` read it; `ledger.wait(root, timeout_s)` polls.
+`ledger.result(root)` read it; whoever waits for it asks again.
 
 Whoever writes an adapter runs the contract suite of `tests/jobs/contract.py` against it.
 """
@@ -82,6 +82,10 @@ __all__ = ["DEATHS", "LEASE_S", "MOST_BYTES", "Abilities", "Ending", "Engine", "
 
 # A message is never longer. Brokers take more; a message that grows with the data would not stay below any bound.
 MOST_BYTES = 1024
+# Keys are in it as long as it is no longer than this: what brokers wrap around it is as much again, and a kilobyte is
+# for all of it.
+KEYS_BYTES = 256
+KEYS = ("low", "high")
 VERSION = 1
 # A worker whose heartbeat stands still for so long, by the watcher's own monotonic clock, is taken for dead. It beats
 # every quarter of it. Shorter brings parts back sooner; a machine that swaps or is suspended then loses them in vain.
@@ -124,11 +128,11 @@ class Message(Fact):
         return f"{self.root}-{self.part}-{self.attempt}"
 
     def encode(self) -> str:
-        """ASCII, at most MOST_BYTES; keys that would not fit are left out (the ledger has them). Raises JobError."""
+        """ASCII, at most MOST_BYTES; keys that are long are left out (the ledger has them). Raises JobError."""
         whole = {"memwarden": VERSION, **self.as_dict()}
         text = json.dumps(whole, separators=(",", ":"))
-        if len(text) > MOST_BYTES:
-            text = json.dumps({**whole, "low": None, "high": None}, separators=(",", ":"))
+        if len(text) > KEYS_BYTES:
+            text = json.dumps({name: whole[name] for name in whole if name not in KEYS}, separators=(",", ":"))
         if len(text) > MOST_BYTES:
             raise JobError(
                 f"its name makes a message of {len(text)} bytes", where=f"job {self.job[:60]!r}...",
@@ -146,7 +150,7 @@ class Message(Fact):
                     f"is of version {found['memwarden']!r}, known is {VERSION}", where="message",
                     mend="update the workers",
                 )  # fmt: skip
-            message = cls(**{name: found[name] for name in cls._fields})
+            message = cls(**{name: found[name] for name in cls._fields if name not in KEYS or name in found})
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise JobError(
                 f"is none of memwarden's ({type(error).__name__})", where="message",

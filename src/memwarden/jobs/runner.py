@@ -60,6 +60,8 @@ MOST_STARTS = 5
 SWEEP_S = 1.0
 # How long it looks away at most: somebody else may submit a job.
 POLL_S = 0.1
+# So long a dead child is left to the runner that began it, which knows how it died.
+PARENT_S = 5.0
 # Above the time-out of a part, which it keeps by itself at its safe points, it is ended from outside.
 TIMEOUT_SLACK_S = 1.0
 STARTS = ("auto", "fork", "spawn")
@@ -129,7 +131,7 @@ class Runner:
         self._slots: Slots | None = None
         self._cgroup = cgroup
         self._children: dict[int, _Child] = {}
-        self._watch = Watch(self._clock)
+        self._watch = Watch(self._clock, parent_s=PARENT_S)
         self._swept_s = float("-inf")
         self._stop = threading.Event()
         self._failures: dict[tuple[str, int], int] = {}
@@ -145,8 +147,9 @@ class Runner:
             return int(found.bytes * BUDGET_SHARE) if found.bytes else 1 << 40
         asked = parse_bytes(memory, where="memory")
         if found.bytes is not None and asked > found.bytes:
+            whose = "this process may have" if found.scope == "process" else "there are"
             raise ConfigError(
-                f"{format_bytes(asked)} are more than the {format_bytes(found.bytes)} there are ({found.source})",
+                f"{format_bytes(asked)} are more than the {format_bytes(found.bytes)} {whose} ({found.source})",
                 where="memory", mend="give less, or leave it out",
             )  # fmt: skip
         return asked
@@ -205,7 +208,7 @@ class Runner:
     def cancel(self, root: str) -> bool:
         """End it: nothing more of it is begun, and what runs here is stopped. False where it is over."""
         done = self.ledger.cancel(root)
-        for each in self._children.values():
+        for each in list(self._children.values()):  # the loop may be in another thread
             if each.part.root == root:
                 _kill(each.pid, signal.SIGTERM)
         return done
@@ -245,6 +248,7 @@ class Runner:
         if self._slots is not None:
             self._slots.close()
             self._slots = None
+        self._resident.close()
         if self._own_store is not None:
             self._own_store.close()
 
@@ -276,8 +280,7 @@ class Runner:
         poll = select.poll()
         for descriptor in watched:
             poll.register(descriptor, select.POLLIN)
-        if poll.poll(most_s * 1000) or not self._stop.is_set():
-            return
+        poll.poll(most_s * 1000)
 
     # --- beginning ---------------------------------------------------------------------------------------------
 
@@ -319,7 +322,13 @@ class Runner:
             folder=os.path.dirname(self.store.path or ""), runner=os.getpid(), limit_bytes=limit, hard_bytes=hard,
             fence=self._fence, group=slot.folder if held else "", modules=self._modules, path=tuple(sys.path),
         )  # fmt: skip
-        pid = self._start_child(order)
+        try:
+            pid = self._start_child(order)
+        except OSError as error:  # no process, or no memory for one: there may be when others have ended
+            account.close()
+            self._take_back(slot)
+            self._put_off(part, name, f"no process can be had ({error.strerror})")
+            return False
         timeout_s = None if job is None else job.options().get("timeout_s")
         until_s = None if timeout_s is None else self._clock.monotonic() + timeout_s + TIMEOUT_SLACK_S
         self._children[pid] = _Child(
@@ -371,12 +380,16 @@ class Runner:
 
     def _reap(self) -> None:
         for pid in list(self._children):
-            found, status, usage = os.wait4(pid, os.WNOHANG)
-            if found:
-                self._ended(self._children.pop(pid), os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024)
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                self._bury(pid)
+
+    def _bury(self, pid: int) -> None:
+        """End it and what it started, as long as its number is its own; then see how it died."""
+        _kill_group(pid)
+        _found, status, usage = os.wait4(pid, 0)
+        self._ended(self._children.pop(pid), os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024)
 
     def _ended(self, it: _Child, status: int, peak_bytes: int) -> None:
-        _kill_group(it.pid)
         self._asked.pop(it.pid, None)
         if it.watched >= 0:
             os.close(it.watched)
@@ -390,8 +403,11 @@ class Runner:
             self._say_once(f"the ledger cannot be reached: {error}")  # the next sweep finds it gone
         finally:
             it.slot.empty()
-            if self._slots is not None:
-                self._slots.give_back(it.slot)
+            self._take_back(it.slot)
+
+    def _take_back(self, slot: Slot) -> None:
+        if self._slots is not None:
+            self._slots.give_back(slot)
 
     def _died(self, it: _Child, status: int, peak_bytes: int) -> None:
         kind, text = self._cause(it, status)
@@ -451,9 +467,7 @@ class Runner:
 
     def _end_all(self) -> None:
         for pid in list(self._children):
-            _kill_group(pid)
-            _found, status, usage = os.wait4(pid, 0)
-            self._ended(self._children.pop(pid), os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024)
+            self._bury(pid)
 
     def _say_once(self, text: str) -> None:
         if text not in self._told:

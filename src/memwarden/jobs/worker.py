@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import mmap
 import threading
+import zlib
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -130,21 +132,28 @@ def perform(
 
 # The share of what this process may have at all, that a job's limit may be: above it the kernel is first.
 MACHINE_SHARE = 0.8
-_lowered: set[str] = set()
 _runs: list[Runs] = []  # made with the first part of a worker that lives on: the judge is not imported for nothing
+# One byte for a job whose limit was said to be lowered, by its name's checksum. Children that are forked share it: a
+# worker says it once, however many children it has.
+_lowered = mmap.mmap(-1, mmap.PAGESIZE)
+_WHOSE = {
+    "machine": "this machine has", "container": "this container may have", "process": "this process may have now",
+}  # fmt: skip
 
 
-def within_machine(job: str, limit_bytes: int) -> int:
-    """The job's limit, or less where the limit of this machine or container is lower; said once."""
-    found = find_limit(Machine())
+def within_machine(job: str, limit_bytes: int, machine: Machine | None = None) -> int:
+    """The job's limit, or less where this machine, container or process may not have as much; said once per worker."""
+    found = find_limit(machine or Machine())
     most = limit_bytes if found.bytes is None else int(found.bytes * MACHINE_SHARE)
     if limit_bytes <= most:
         return limit_bytes
-    if job not in _lowered:
-        _lowered.add(job)
+    place = zlib.crc32(job.encode()) % len(_lowered)
+    if not _lowered[place]:
+        _lowered[place] = 1
         _log.warning(
-            "%s: its limit of %s is above what this machine allows (%s: %s); %s are used", job,
-            format_bytes(limit_bytes), found.source, format_bytes(found.bytes), format_bytes(most), extra={"job": job},
+            "%s: its limit of %s is too near to what %s, or above it (%s: %s); %s are used", job,
+            format_bytes(limit_bytes), _WHOSE[found.scope], found.source, format_bytes(found.bytes),
+            format_bytes(most), extra={"job": job},
         )  # fmt: skip
     return most
 
@@ -248,6 +257,11 @@ class _Attempt:
                 with contextlib.suppress(LostError):
                     self._follow(self.ledger.stop(self.claim, kind="drain", figures=self._figures()))
                 raise
+        except StoreError:
+            # It may be there again by now. Else the part comes back with the end of this process, or of its lease.
+            with contextlib.suppress(LostError, StoreError):
+                self._follow(self.ledger.stop(self.claim, kind="drain", figures=self._figures()))
+            raise
         except LostError:
             status = self.ledger.status(self.claim.part.root)
             cancelled = status is not None and status.state == "cancelled"
