@@ -24,10 +24,10 @@ def receiver() -> Iterator[Receiver]:
     made.close()
 
 
-def configure(folder: Path, receiver: Receiver) -> None:
+def configure(folder: Path, receiver: Receiver, service: str = 'service = "shop"') -> None:
     host, port = receiver.server.server_address[:2]
     (folder / "memwarden.toml").write_text(
-        f'[alerts]\nservice = "shop"\n[alerts.channels.hook]\nkind = "webhook"\nurl = "http://{host!s}:{port}/"\n'
+        f'[alerts]\n{service}\n[alerts.channels.hook]\nkind = "webhook"\nurl = "http://{host!s}:{port}/"\n'
     )
 
 
@@ -52,10 +52,14 @@ def test_what_a_killed_command_left_is_delivered_after_its_death(tmp_path: Path,
 
 
 @pytest.mark.kernel
-def test_a_kernel_kill_is_told_once_with_limit_and_peak(tmp_path: Path, receiver: Receiver) -> None:
+@pytest.mark.parametrize(("service", "target"), [('service = "shop"', "shop"), ("", "hog.py")])
+def test_a_kernel_kill_is_told_once_with_limit_and_peak(
+    tmp_path: Path, receiver: Receiver, service: str, target: str
+) -> None:
     if no_cgroup_reason():
         pytest.skip(no_cgroup_reason())
-    configure(tmp_path, receiver)
+    configure(tmp_path, receiver, service)
+    (tmp_path / "hog.py").write_text(HOG)
     words = (
         "--limit",
         "64M",
@@ -68,10 +72,10 @@ def test_a_kernel_kill_is_told_once_with_limit_and_peak(tmp_path: Path, receiver
         "--restart-delay",
         "10ms",
     )
-    done = run(*words, "--", sys.executable, "-c", HOG, cwd=tmp_path)
+    done = run(*words, "--", sys.executable, "hog.py", cwd=tmp_path)
     assert done.returncode == 137, done.stderr
     first, *_ = receiver.got
-    assert (first["kind"], first["level"], first["target"]) == ("oom_kill", "emergency", "shop")
+    assert (first["kind"], first["level"], first["target"]) == ("oom_kill", "emergency", target)
     assert first["details"]["limit_bytes"] == 64 << 20
     assert len({each["delivery_id"] for each in receiver.got}) == len(receiver.got)
     # The second death is within the throttle of the first: it waits to be told with how many there were.

@@ -18,10 +18,9 @@ from memwarden.judge.advise import fitting_limit
 from memwarden.judge.history import BUCKETS
 from memwarden.store import FILE_NAME as STORE_NAME
 from memwarden.store import Store
-from memwarden.supervise.autopsy import deaths, is_alive
+from memwarden.supervise.autopsy import command_name, deaths, is_alive
 from memwarden.supervise.service.fold import TIERS
 from memwarden.supervise.service.history import FILE_NAME, MOST_LIVES, History
-from memwarden.supervise.service.service import command_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -58,7 +58,7 @@ def tell_of_deaths(teller: Teller, run_folder: str, *, now_unix_s: float) -> Non
     """Have the kernel kills of late told, each once, whoever finds it and how often."""
     # Not at the top: the supervisor, which only starts a process, must not carry this.
     from memwarden.sense.machine import Machine
-    from memwarden.supervise.autopsy import deaths, read_all
+    from memwarden.supervise.autopsy import command_name, deaths, read_all
     from memwarden.tell.rules import of_death
 
     boxes, _ = read_all(run_folder)
@@ -71,4 +71,5 @@ def tell_of_deaths(teller: Teller, run_folder: str, *, now_unix_s: float) -> Non
             limit_bytes=death.limit_bytes, limit_source=death.limit_source, evidence=death.evidence,
             in_flight=[each.name for each in death.in_flight], descendant=death.verdict.endswith("descendant"),
         )  # fmt: skip
-        teller.tell(draft, name=f"death-{death.pid}-{int(death.start_unix_s)}", member="autopsy")
+        about = teller.settings.service or command_name(death.argv)  # as the service calls it
+        teller.tell(draft, target=about, name=f"death-{death.pid}-{int(death.start_unix_s)}", member="autopsy")

@@ -219,6 +219,24 @@ def _oom_kills(machine: Machine, folder: str) -> int | None:
 
 # --- in words ------------------------------------------------------------------------------------------------------
 
+_INTERPRETERS = ("python", "pypy", "env", "sh", "bash", "nice", "ionice", "timeout")
+
+
+def command_name(argv: str) -> str:
+    """The program that a command line is about: the script behind an interpreter and its options."""
+    words = argv.split()
+    for number, word in enumerate(words):
+        name = os.path.basename(word)
+        if word == "-m" and number + 1 < len(words):
+            return words[number + 1]
+        if word == "-c":
+            return "python"
+        plain = name.rstrip("0123456789.")
+        if word.startswith("-") or plain in _INTERPRETERS or "=" in word:
+            continue
+        return name
+    return os.path.basename(words[0]) if words else "unknown"
+
 
 def headline(autopsy: Autopsy) -> str:
     """What happened, when, in one line."""

@@ -19,8 +19,9 @@ from memwarden.config import Config
 from memwarden.errors import DeliveryError, StoreError
 from memwarden.facts import Level
 from memwarden.sense import Machine
+from memwarden.supervise.autopsy import command_name
 from memwarden.supervise.service.history import FILE_NAME, History
-from memwarden.supervise.service.service import Lock, Service, command_name
+from memwarden.supervise.service.service import Lock, Service
 from memwarden.tell.sender import build_channels
 from memwarden.tell.settings import parse
 from memwarden.testing import FakeClock, RecordingChannel

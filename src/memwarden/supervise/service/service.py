@@ -16,7 +16,7 @@ from memwarden.facts import Level
 from memwarden.judge import Judge, Lines
 from memwarden.sense import Machine as RealMachine
 from memwarden.store import BUSY_S, FILE_NAME, is_failing, is_locked
-from memwarden.supervise.autopsy import headline
+from memwarden.supervise.autopsy import command_name, headline
 from memwarden.supervise.service.boxes import Boxes
 from memwarden.supervise.service.history import MOST_BYTES, History
 from memwarden.supervise.service.machine import read_machine
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from memwarden.supervise.autopsy import Autopsy
     from memwarden.tell.settings import AlertSettings
 
-__all__ = ["Lock", "Service", "command_name"]
+__all__ = ["Lock", "Service"]
 
 LOCK_NAME = "service.lock"
 # What is left in the slots of living processes is looked for so often: an EMERGENCY is on its way within a second.
@@ -63,7 +63,6 @@ _ENDS = {
     "unknown": "is gone without a word",
 }
 _OOM = ("oom_kill", "oom_kill_of_descendant")
-_INTERPRETERS = ("python", "pypy", "env", "sh", "bash", "nice", "ionice", "timeout")
 
 
 class Lock:
@@ -362,19 +361,3 @@ def _was_in_trouble(autopsy: Autopsy) -> bool:
     """Whether it was above NORMAL when it was last heard of; the text is "NORMAL -> EMERGENCY: why"."""
     change = autopsy.levels[-1].text.partition(":")[0] if autopsy.levels else ""
     return any(tick.level for tick in autopsy.ticks[-1:]) or ("->" in change and not change.endswith("NORMAL"))
-
-
-def command_name(argv: str) -> str:
-    """The program that a command line is about: the script behind an interpreter and its options."""
-    words = argv.split()
-    for number, word in enumerate(words):
-        name = os.path.basename(word)
-        if word == "-m" and number + 1 < len(words):
-            return words[number + 1]
-        if word == "-c":
-            return "python"
-        plain = name.rstrip("0123456789.")
-        if word.startswith("-") or plain in _INTERPRETERS or "=" in word:
-            continue
-        return name
-    return os.path.basename(words[0]) if words else "unknown"
