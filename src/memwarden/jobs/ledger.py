@@ -1111,6 +1111,11 @@ class Watch:
         self._seen: dict[tuple[str, int, int], tuple[int, float]] = {}
         self._gone: dict[tuple[str, int, int], float] = {}
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a worker is gone whose parent is left some time to say how."""
+        return bool(self._gone)
+
     def dead(self, parts: Sequence[Part]) -> list[tuple[tuple[str, int, int], str, str]]:
         """Of the parts that are running: those whose worker is gone, the kind of its death, why that is thought."""
         now, before, found = self._clock.monotonic(), self._seen, []

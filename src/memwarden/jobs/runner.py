@@ -221,12 +221,16 @@ class Runner:
         try:
             while not self._stop.is_set():
                 self.turn()
-                if until_idle and not self._children and self.ledger.next_due_s(self.engine.name) is None:
+                if until_idle and self._is_idle():
                     break
                 self._rest()
             self._drain()
         finally:
             self._end_all()
+
+    def _is_idle(self) -> bool:
+        """Whether nothing runs here, nothing waits, and nobody is gone whose part comes back in a moment."""
+        return not self._children and not self._watch.is_waiting and self.ledger.next_due_s(self.engine.name) is None
 
     def begin(self) -> None:
         """Make what parts need; `run` does it, and who turns the loop by himself."""
