@@ -203,7 +203,8 @@ def test_what_cannot_be_sent_or_followed_is_refused_with_its_name(filled: Databa
     refused("clock: processes cannot follow this one's", clock=FakeClock())
     refused("processes: 3 makes no engine", processes=3)
     refused("processes: cannot be handed", processes=lambda url: None)
-    refused("checkpoint: a store in memory", name="x", checkpoint=Store("", environ={}))
+    with Store("", environ={}) as store:
+        refused("checkpoint: a store in memory", name="x", checkpoint=store)
     with pytest.raises(ConfigError, match="parallel: each worker has a memory database of its own"):
         flow.process("SELECT 1", write, sa.create_engine("sqlite://"), processes=True)
 
