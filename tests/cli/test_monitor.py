@@ -136,15 +136,6 @@ def test_samples_are_flushed_one_by_one_and_ctrl_c_ends_with_0_and_the_export_wh
     assert os.listdir(tmp_path) == ["a.json"]
 
 
-@pytest.fixture
-def hangup() -> Iterator[None]:
-    """Under nohup the tests ignore SIGHUP, and so would what they start."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
-@pytest.mark.usefixtures("hangup")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_being_told_to_end_is_a_clean_end(number: signal.Signals) -> None:
     with running("--format", "json", "--interval", "1h") as process:
