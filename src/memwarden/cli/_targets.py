@@ -366,10 +366,4 @@ def lines_here(machine: Machine) -> Lines:
     """The lines of the levels as a Warden here would have them."""
     platform = identify(machine, find_cgroup(machine)[0]).name
     config = settle(environ=machine.environ, platform=platform).config
-    return Lines(
-        warning=config.warning,
-        critical=config.critical,
-        emergency=config.emergency,
-        leave_gap=config.leave_gap,
-        dwell_s=config.dwell_s,
-    )
+    return Lines.of(config)

@@ -14,6 +14,12 @@ from itertools import pairwise
 from memwarden.facts import Fact, Level, Reading, Reason, Verdict
 from memwarden.units import MIB, format_bytes, format_duration, format_ratio
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
+
+    from memwarden.config import Config
+
 # The floor of DESIGN 5: below this headroom it is an EMERGENCY whatever the lines say. 24 MiB is what a Python
 # process takes in one step without asking (an import, a thread's arena); on tiny limits 5 % has to do.
 FLOOR_BYTES = 24 * MIB
@@ -53,6 +59,11 @@ class Lines(Fact):
     emergency: float = 0.95
     leave_gap: float = 0.05
     dwell_s: float = 5.0
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """Those of the settings, which have the same names."""
+        return cls(**{name: getattr(config, name) for name in cls._fields})
 
     def enter(self, level: Level) -> float:
         """The line at which a level begins."""

@@ -163,14 +163,7 @@ class Warden:
         self.errors = 0
 
     def _lines(self) -> Lines:
-        config = self.config
-        return Lines(
-            warning=config.warning,
-            critical=config.critical,
-            emergency=config.emergency,
-            leave_gap=config.leave_gap,
-            dwell_s=config.dwell_s,
-        )
+        return Lines.of(self.config)
 
     def _make_alerts(self, given: Mapping[str, Any] | None) -> tuple[AlertSettings, tuple[Channel, ...]] | None:
         """The settings of alerts and their channels, checked; None where nobody is told. Raises ConfigError."""

@@ -128,12 +128,7 @@ class Service:
         self._takes_all = False
         self._locked_s: float | None = None  # since when somebody has the store locked
         self._rules: LevelRules | None = None
-        self._judge = Judge(
-            Lines(
-                warning=config.warning, critical=config.critical, emergency=config.emergency,
-                leave_gap=config.leave_gap, dwell_s=config.dwell_s,
-            )
-        )  # fmt: skip
+        self._judge = Judge(Lines.of(config))
         if alerts is not None:
             settings, channels = alerts
             self._takes_all = settings.deliver == "service"
