@@ -9,6 +9,7 @@ has no PSI.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import json
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 CHECKOUT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _GUEST_INIT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "guest_init.py")
+_WHOLE_XSTATE = os.path.join(os.path.dirname(_GUEST_INIT), "whole_xstate.c")
 
 # What the kernel must be told so that the memory controller is on the side that the mode mounts it.
 _KERNEL_ARGUMENTS = {"v2": ["cgroup_no_v1=all"], "hybrid": ["cgroup_no_v1=memory"], "v1": [], "none": []}
@@ -117,6 +119,22 @@ def _binary() -> str | None:
     return os.environ.get("MEMWARDEN_UML") or shutil.which("linux.uml") or shutil.which("linux.uml", path="/usr/bin")
 
 
+@functools.cache
+def _preload() -> dict[str, str]:
+    """What the guest's kernel needs in its environment on this processor; `whole_xstate.c` says why."""
+    with open("/proc/cpuinfo") as file:
+        if " amx_tile" not in file.read():
+            return {}
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        return {}
+    folder = tempfile.mkdtemp(prefix="memwarden-uml-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    library = f"{folder}/whole_xstate.so"
+    made = subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", library, _WHOLE_XSTATE, "-ldl"], check=False)
+    return {} if made.returncode else {"LD_PRELOAD": library}
+
+
 def _guest_environ(folder: str, extra: Mapping[str, str]) -> dict[str, str]:
     return {
         "PATH": os.environ.get("PATH", os.defpath),
@@ -174,7 +192,7 @@ def _boot(folder: str, *, mem: str, words: Sequence[str], timeout_s: float) -> b
             stdout=console,
             stderr=console,
             cwd=folder,
-            env={"PATH": os.defpath, "HOME": folder},
+            env={"PATH": os.defpath, "HOME": folder, **_preload()},
             start_new_session=True,
         )
         try:
