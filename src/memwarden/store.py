@@ -127,6 +127,13 @@ _MIGRATIONS = (
     );
     CREATE TABLE alert_taken (seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE);
     """,
+    # What waits in a broker, as a worker last counted it.
+    """
+    CREATE TABLE job_queues (
+        engine VARCHAR(40) NOT NULL, queue VARCHAR(100) NOT NULL, waiting BIGINT, taken BIGINT, unix_s FLOAT NOT NULL,
+        PRIMARY KEY (engine, queue)
+    );
+    """,
 )
 
 

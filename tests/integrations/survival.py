@@ -221,6 +221,19 @@ class Survival:
             counts = {each.queue: each.waiting for each in site.jobs.statistics()}
             assert counts.get("counted") == 3
 
+    def test_a_worker_puts_down_what_waits_in_its_broker_for_everybody_to_see(self, site: Site) -> None:
+        """`memwarden jobs stats`, `monitor --jobs` and reports read the ledger, and know no broker."""
+        site.jobs.submit(work.total, count=1, queue="unserved")  # no worker serves it
+        served = site.jobs.submit(work.total, count=1)
+        assert over(site.ledger, served, site).state == "done"
+
+        def counted() -> bool:
+            rows = [row for row in site.ledger.statistics() if row["engine"] == site.jobs.name]
+            known = {row["queue"]: row["broker_waiting"] for row in rows}
+            return known.get("default") == 0 and (known.get("unserved") or 0) >= 1  # sent again and again
+
+        wait_for(counted, "the broker's queues in the ledger")
+
 
 def kept_without_its_broker(jobs: Any) -> str:
     """Its broker is away: a job is kept, and the error, whose text this gives, is clear. Closes it."""

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from memwarden.errors import JobError
-from memwarden.jobs.ledger import MOST_ARGUMENTS_BYTES, Ledger, LostError, Watch, Worker
-from memwarden.jobs.port import DEATHS, MOST_BYTES, Message
+from memwarden.jobs.ledger import COUNTED_S, MOST_ARGUMENTS_BYTES, Ledger, LostError, Watch, Worker
+from memwarden.jobs.port import DEATHS, MOST_BYTES, Message, QueueCount
 from memwarden.store import Store
 from memwarden.testing import FakeClock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from memwarden.jobs.ledger import Claim
 
@@ -343,3 +344,19 @@ def test_foreign_messages_are_refused_in_one_line(text: str | bytes) -> None:
     with pytest.raises(JobError) as caught:
         Message.decode(text)
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_worker_counted_in_its_broker_stands_beside_the_parts_for_a_minute(tmp_path: Path) -> None:
+    clock = FakeClock()
+    with Store(str(tmp_path), clock=clock) as store:
+        ledger = Ledger(store, clock=clock)
+        ledger.counted("rq", [QueueCount(queue="mail", waiting=3, taken=1), QueueCount(queue="web", waiting=None)])
+        ledger.counted("celery", [QueueCount(queue="mail", waiting=8)])
+        ledger.counted("rq", [QueueCount(queue="mail", waiting=2, taken=1)])
+        rows = {(row["engine"], row["queue"]): row for row in ledger.statistics()}
+        assert rows.keys() == {("celery", "mail"), ("rq", "mail")}
+        assert (rows["rq", "mail"]["broker_waiting"], rows["rq", "mail"]["broker_taken"]) == (2, 1)
+        assert (rows["celery", "mail"]["broker_waiting"], rows["celery", "mail"]["broker_taken"]) == (8, None)
+        assert rows["rq", "mail"]["waiting"] == 0
+        clock.advance(COUNTED_S + 1)
+        assert ledger.statistics() == []

@@ -57,4 +57,6 @@ class Queues:
 def _in_words(row: dict[str, Any]) -> str:
     kind = f" ({row['type']})" if row["type"] else ""
     counts = ", ".join(f"{row[name]} {name}" for name in SHOWN if row[name] or name in ("waiting", "running"))
+    if row["broker_waiting"] is not None:
+        counts += f", {row['broker_waiting']} in the broker"
     return f"queue {row['queue']}{kind}: {counts}"

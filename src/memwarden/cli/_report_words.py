@@ -599,16 +599,23 @@ def _jobs(report: Report) -> list[Block]:
     if not report.queues and not report.seasons:
         return [*blocks, Text(text="No job is on record.")]
     if report.queues:
-        heads = ("queue", "engine", "waiting", "delayed", "running", "done", "failed", "open jobs", "failed jobs")
-        names = ("waiting", "delayed", "running", "done", "failed", "jobs_open", "jobs_failed")
-        rows = tuple(
-            (_queue(row["queue"], row["type"]), row["engine"], *(str(row[name]) for name in names))
-            for row in report.queues
-        )
+        heads = ["queue", "engine", "waiting", "delayed", "running", "done", "failed", "open jobs", "failed jobs"]
+        names = ["waiting", "delayed", "running", "done", "failed", "jobs_open", "jobs_failed"]
         caption = "As it is now, of all that is on record: parts of jobs, and jobs."
-        if any(row["engine"] not in ("local", "inline") for row in report.queues):
-            caption += " What waits in a broker is what was sent to it; its own counts are not known here."
-        blocks.append(Table(heads=heads, rows=rows, caption=caption))
+        if any(row["broker_waiting"] is not None for row in report.queues):
+            heads.append("in the broker")
+            names.append("broker_waiting")
+            caption += " In the broker: messages of the whole queue, whatever they are for, as a worker counted them."
+        elif any(row["engine"] not in ("local", "inline") for row in report.queues):
+            caption += " What waits in a broker is not known: no worker has counted it within the last minute."
+        rows = tuple(
+            (
+                _queue(row["queue"], row["type"]), row["engine"],
+                *("-" if row[name] is None else str(row[name]) for name in names),
+            )
+            for row in report.queues
+        )  # fmt: skip
+        blocks.append(Table(heads=tuple(heads), rows=rows, caption=caption))
     if report.seasons:
         names_of_season = (
             "queue", "submitted", "done", "failed", "cancelled", "splits", "quarantines", "stopped in time",

@@ -170,9 +170,13 @@ def _status(args: Namespace, ledger: Ledger) -> int:
 
 def _stats(args: Namespace, ledger: Ledger) -> int:
     found = ledger.statistics()
-    heads = ("engine", "queue", "type", "waiting", "delayed", "running", "done", "failed", "jobs_open", "jobs_failed")
-    rows = [[one_line(row[head]) or "-" for head in heads] for row in found]
-    return _print(args, found, [head.upper() for head in heads], rows, "no job is in this store")
+    names = (
+        "engine", "queue", "type", "waiting", "delayed", "running", "done", "failed", "jobs_open", "jobs_failed",
+        "broker_waiting", "broker_taken",
+    )  # fmt: skip
+    rows = [["-" if row[name] is None else one_line(row[name]) or "-" for name in names] for row in found]
+    heads = [name.upper().replace("_", " ") for name in names]
+    return _print(args, found, heads, rows, "no job is in this store")
 
 
 def _ledger(args: Namespace, ledger: Ledger) -> int:

@@ -106,11 +106,13 @@ class Jobs(Submitting, Middleware):
             ) from error
 
     def statistics(self) -> tuple[QueueCount, ...]:
-        """What waits in the queues that are declared here. () where the broker cannot be asked."""
+        """What waits in the queues that are declared here, and of open jobs. () where the broker cannot be asked."""
+        rows = self.ledger.statistics()
+        known = {row["queue"] for row in rows if row["engine"] == self.name and row["waiting"]}
         try:
             return tuple(
                 QueueCount(queue=name, waiting=self._waiting(name))
-                for name in sorted(self.broker.get_declared_queues())
+                for name in sorted(known | self.broker.get_declared_queues())
             )
         except Exception as error:
             if not (isinstance(error, (DramatiqError, OSError)) or _is_of_a_broker(error)):

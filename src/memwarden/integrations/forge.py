@@ -25,11 +25,12 @@ from typing import TYPE_CHECKING
 
 from memwarden.errors import JobError, StoreError
 from memwarden.jobs import perform
+from memwarden.jobs.port import QueueCount
 from memwarden.supervise.spawn import prctl
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
     from memwarden.integrations.keeper import Gate, Keeper
     from memwarden.jobs.ledger import Ledger
@@ -41,6 +42,8 @@ _log = logging.getLogger("memwarden.jobs")
 _PDEATHSIG = 1  # PR_SET_PDEATHSIG, include/uapi/linux/prctl.h
 TICK_S = 0.5
 SEND_S = 15  # a broker that does not answer for so long is away
+COUNT_S = 3  # what waits in it is only counted, so it is not waited for
+MOST_QUEUES = 40  # names of 100 characters, 12 bytes each at worst: within the 64 KiB of a pipe
 _MOST_BYTES = 8192  # a message is at most a kilobyte, what is said of it 500 characters of up to 12 as JSON
 
 
@@ -53,18 +56,31 @@ class ForkedEngine:
     name = property(lambda self: self._engine.name)
     can = property(lambda self: self._engine.can)
 
-    def statistics(self) -> tuple[()]:
-        """Not asked in a forge."""
-        return ()
+    def statistics(self) -> tuple[QueueCount, ...]:
+        """What waits in the broker; () where it cannot be asked."""
+        said, its = os.pipe()
+        try:
+            done = self._in_child(lambda: os.write(its, _as_text(self._engine.statistics())), COUNT_S)
+        finally:
+            os.close(its)
+            with open(said, "rb") as file:
+                text = file.read()
+        return tuple(QueueCount(queue=row[0], waiting=row[1], taken=row[2]) for row in json.loads(text)) if done else ()
 
     def send(self, text: str, *, queue: str, delay_s: float = 0.0, priority: int = 0, message_id: str = "") -> None:
         """Send one message. Raises JobError."""
+        words: dict[str, Any] = {"queue": queue, "delay_s": delay_s, "priority": priority, "message_id": message_id}
+        if not self._in_child(lambda: self._engine.send(text, **words), SEND_S):
+            raise JobError("could not be sent", where=f"queue {queue!r}", mend="see that the broker runs")
+
+    def _in_child(self, work: Callable[[], object], most_s: int) -> bool:
+        """Whether it was done within that time."""
         pid = os.fork()
         if pid == 0:
             code = 1
             try:
-                signal.alarm(SEND_S)
-                self._engine.send(text, queue=queue, delay_s=delay_s, priority=priority, message_id=message_id)
+                signal.alarm(most_s)
+                work()
                 code = 0
             except (JobError, OSError) as error:
                 _log.warning("%s: %s", self._engine.name, error)
@@ -72,8 +88,7 @@ class ForkedEngine:
                 traceback.print_exc()
             finally:
                 os._exit(code)
-        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0:
-            raise JobError("could not be sent", where=f"queue {queue!r}", mend="see that the broker runs")
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 class Forge:
@@ -150,11 +165,11 @@ class Forge:
         children: dict[int, tuple[int, socket.socket]] = {}  # a pidfd: the pid, and where to say what came of it
         open_, shut = True, False
         while open_ or children:
-            waiting: list[int | socket.socket] = [*children]
+            waiting = [*children]
             if open_ and (not shut or self._word[0]):
-                waiting.append(requests)
-            for ready in select.select(waiting, [], [], TICK_S)[0]:
-                if isinstance(ready, int):
+                waiting.append(requests.fileno())
+            for ready in _ready(waiting):
+                if ready != requests.fileno():
                     self._reap(ready, *children.pop(ready), keeper)
                 elif (request := _next(requests)) is None:
                     open_ = False
@@ -211,6 +226,19 @@ class Forge:
             except OSError as error:
                 _log.debug("nobody waits for it any more: %s", error)
         reply.close()
+
+
+def _ready(descriptors: list[int]) -> list[int]:
+    """Those that have something, after TICK_S at most. poll(2), since select(2) ends at descriptor 1023."""
+    poll = select.poll()
+    for each in descriptors:
+        poll.register(each, select.POLLIN)
+    return [descriptor for descriptor, _ in poll.poll(TICK_S * 1000)]
+
+
+def _as_text(counts: tuple[QueueCount, ...]) -> bytes:
+    """Short enough for a pipe to take it at once."""
+    return json.dumps([(each.queue[:100], each.waiting, each.taken) for each in counts[:MOST_QUEUES]]).encode()
 
 
 def _next(requests: socket.socket) -> tuple[str, socket.socket] | None:

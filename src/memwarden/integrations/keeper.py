@@ -43,6 +43,8 @@ PARENT_S = 5.0
 SETTLE_S = 10.0
 # How often lost and due parts are looked for. A part that waits for its next try starts up to so much later.
 SWEEP_S = 2.0
+# How often the broker is asked what waits in its queues.
+COUNT_S = 10.0
 # Held back for longer than this, work is let in again although memory did not come back: what holds it may only go
 # when work goes on (no waiting state without a timed exit).
 PAUSE_S = 60.0
@@ -111,16 +113,28 @@ class Keeper:
         self._watch = Watch(clock, parent_s=PARENT_S)
         self.kills = kills or Kills()
         self._sweep_s = sweep_s
-        self._due_s = float("-inf")
+        self._due_s = self._count_s = float("-inf")
 
     def tick(self) -> int:
-        """Sweep when it is time and this process leads; how many messages were sent."""
+        """Sweep, and count what waits, when it is time and this process leads; how many messages were sent."""
         self.kills.look()
         now = self._clock.monotonic()
         if now < self._due_s or not self._leader.leads():
             return 0
         self._due_s = now + self._sweep_s
-        return self._sweep()
+        sent = self._sweep()
+        if now >= self._count_s and self._engine.can.counts:
+            self._count_s = now + COUNT_S
+            self._count()
+        return sent
+
+    def _count(self) -> None:
+        try:
+            counts = self._engine.statistics()
+            if counts:
+                self._ledger.counted(self._engine.name, counts)
+        except (MemwardenError, OSError) as error:
+            _log.warning("%s: what waits in its queues is not known: %s", self._engine.name, error)
 
     def _sweep(self) -> int:
         try:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from typing import Any, Protocol
 
+    from memwarden.jobs.port import QueueCount
     from memwarden.ports import Clock
 
     class Rows(Protocol):
@@ -73,6 +74,9 @@ OPEN = ("ready", "running", "waiting")
 RESEND_S = 900.0
 # Children of one part that are open at once: enough for any number of local workers, few enough for any broker.
 WINDOW = 64
+# What a worker counted in a broker is news for so long, of so many queues.
+COUNTED_S = 60.0
+MOST_QUEUES = 200
 FINISH_PATH = "~"  # behind all digits
 KEEP_S = 7 * 86400.0
 
@@ -926,8 +930,27 @@ class Ledger:
             rows = db.execute(query, {"state": state, "most": most}).fetchall()
         return [found for row in rows if (found := self.status(row[0])) is not None]
 
+    def counted(self, engine: str, counts: Sequence[QueueCount]) -> None:
+        """What a worker has just counted in the broker of this engine; it replaces what was known."""
+        now = self._clock.wall()
+        with self._place.transaction() as db:
+            db.execute("DELETE FROM job_queues WHERE engine = :engine", {"engine": engine})
+            for each in counts[:MOST_QUEUES]:
+                db.execute(
+                    "INSERT INTO job_queues (engine, queue, waiting, taken, unix_s)"
+                    " VALUES (:engine, :queue, :waiting, :taken, :now)",
+                    {
+                        "engine": engine, "queue": each.queue[:100], "waiting": each.waiting, "taken": each.taken,
+                        "now": now,
+                    },
+                )  # fmt: skip
+
     def statistics(self) -> list[dict[str, Any]]:
-        """Per engine, queue and job type: parts that wait, run, are delayed; jobs that are open, done, failed."""
+        """Per engine, queue and job type: parts that wait, run, are delayed; jobs that are open, done, failed.
+
+        `broker_waiting` and `broker_taken` are messages of the whole queue, whatever they are for, as a worker counted
+        them within COUNTED_S; None is not known. A queue that only the broker knows has a row of its own.
+        """
         now = self._clock.wall()
         query = (
             "SELECT p.engine, p.queue, j.type, SUM(CASE WHEN p.state = 'ready' AND p.due_unix_s <= :now THEN 1 ELSE 0"
@@ -945,7 +968,19 @@ class Ledger:
         )  # fmt: skip
         with self._place.transaction() as db:
             rows = db.execute(query, {"now": now}).fetchall()
-        return [dict(zip(names, row, strict=True)) for row in rows]
+            counted = db.execute(
+                "SELECT engine, queue, waiting, taken FROM job_queues WHERE unix_s BETWEEN :since AND :until"
+                " ORDER BY engine, queue",
+                {"since": now - COUNTED_S, "until": now + COUNTED_S},
+            ).fetchall()
+        found = [dict(zip(names, row, strict=True)) for row in rows]
+        known = {(row["engine"], row["queue"]) for row in found}
+        alone = [row for row in counted if (row[0], row[1]) not in known]
+        found += [dict.fromkeys(names, 0) | {"engine": row[0], "queue": row[1], "type": ""} for row in alone]
+        of_broker = {(row[0], row[1]): (row[2], row[3]) for row in counted}
+        for row in found:
+            row["broker_waiting"], row["broker_taken"] = of_broker.get((row["engine"], row["queue"]), (None, None))
+        return found
 
     def seasons(self, since_unix_s: float, until_unix_s: float) -> list[Season]:
         """What was submitted, ended, split and given up from then until then, per engine, queue and job type.
