@@ -47,6 +47,39 @@ def test_chunks_are_cut_by_rows_and_by_bytes(database: Database) -> None:
     assert len(sizes) >= 200 * len(WIDE) // (1 << 20) + 3
 
 
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_narrow_rows_come_a_chunk_at_a_time_and_never_a_wide_region(database: Database, is_async: bool) -> None:
+    """Where the server can say how long the texts are, a chunk is one query without a cursor, if they are short."""
+    table = database.fill(*_notes(20_000, wide=range(9500, 9800)))
+    asked: list[tuple[bool, bool]] = []  # with the lengths, through a cursor
+
+    @sa.event.listens_for(sa.Engine, "before_cursor_execute")
+    def note(_connection: Any, cursor: Any, query: str, _values: Any, context: Any, _many: bool) -> None:
+        if "notes" in query:
+            asked.append(("octet_length" in query, bool(context.execution_options.get("stream_results"))))
+
+    def take(scan: Any) -> Any:
+        return [([row.id for row in chunk], chunk.bytes) for chunk in scan.chunks()]
+
+    async def read(engine: AsyncEngine) -> Any:
+        chunks = flow.scan(sa.select(table), engine, budget="2M").chunks_async()
+        return [([row.id for row in chunk], chunk.bytes) async for chunk in chunks]
+
+    try:
+        found = database.run(read) if is_async else take(flow.scan(sa.select(table), database.engine, budget="2M"))
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", note)
+    assert [number for numbers, _ in found for number in numbers] == list(range(20_000))
+    assert max(size for _, size in found) <= 2 << 20
+    assert all(not (with_lengths and by_cursor) for with_lengths, by_cursor in asked)
+    whole = sum(with_lengths for with_lengths, _ in asked)
+    if database.kind == "sqlite":
+        assert whole == 0
+    else:  # 8 of the 9 chunks before the wide ones, that which met them, and what came when the rest was over
+        assert 9 <= whole <= 16
+        assert asked[0] == (False, True)
+
+
 def test_text_streams_without_a_key_and_is_cut_the_same_way(database: Database) -> None:
     database.fill(*_notes(3000, wide=range(1000, 1200)))
     query = "SELECT id, body FROM notes WHERE id >= :low ORDER BY id DESC"

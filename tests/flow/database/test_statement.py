@@ -31,6 +31,14 @@ T = sa.Table(
 PAIR = sa.Table(
     "pair", META, sa.Column("a", sa.Integer, primary_key=True), sa.Column("b", sa.Integer, primary_key=True)
 )
+PRICED = sa.Table(
+    "priced",
+    META,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("price", sa.Numeric(12, 2)),
+    sa.Column("token", sa.Uuid),
+    sa.Column("state", sa.Enum("open", "closed")),
+)
 BARE = sa.Table("bare", META, sa.Column("x", sa.Integer))
 
 
@@ -163,6 +171,38 @@ def test_the_width_of_a_row_is_known_where_every_column_is_bounded() -> None:
     named = sa.select(T.c.id, T.c.email)
     assert _keyset(named, "postgresql").row_bytes == 56 + 80 + 4 * 50 + 80
     assert _keyset(named, "sqlite").row_bytes is None  # it keeps to no length
+    priced = sa.select(PRICED)
+    assert _keyset(priced, "postgresql").row_bytes == 56 + (104 + 12) + 120 + (80 + 4 * 6) + 80
+    assert _keyset(priced.add_columns(sa.cast(PRICED.c.id, sa.JSON)), "postgresql").row_bytes is None
+
+
+def _lengths(statement: Any, name: str = "postgresql", **options: Any) -> list[str]:
+    return [str(length) for length in _keyset(statement, name, **options).lengths]
+
+
+def test_the_lengths_of_what_has_no_bound_are_asked_for_only_where_that_is_cheap() -> None:
+    assert _lengths(sa.select(T)) == ["octet_length(t.note)"] == _lengths(sa.select(T), "mysql")
+    assert _lengths(sa.select(T.c.id, T.c.email)) == []
+    assert _lengths(sa.select(Person)) == ["octet_length(person.name)"]
+    for expensive in (
+        sa.select(T).where(T.c.email > "m"),  # it may look at far more rows than it gives
+        sa.select(T, sa.func.upper(T.c.note)),
+        sa.select(T.c.id, sa.type_coerce(T.c.note, sa.JSON)),
+    ):
+        assert _lengths(expensive) == []
+    joined = sa.select(T.c.id, T.c.note).join(PAIR, PAIR.c.a == T.c.id)
+    assert _lengths(joined, key=T.c.id) == [] == _lengths(sa.select(T), "sqlite")
+
+
+def test_a_page_within_so_many_bytes_asks_for_the_lengths_of_the_same_rows() -> None:
+    query, values = _keyset(sa.select(T.c.id, T.c.note), "postgresql").page((7,), (90,), 5, 1000)
+    compiled = query.params(values).compile(dialect=DIALECTS["postgresql"], compile_kwargs={"literal_binds": True})
+    same = "FROM t WHERE t.id > 7 AND t.id <= 90 ORDER BY t.id LIMIT 5"
+    assert " ".join(str(compiled).split()) == (
+        "SELECT t.id, t.note FROM t WHERE t.id > 7 AND t.id <= 90 AND (SELECT coalesce(sum(memwarden_lengths.bytes), 0)"
+        f" AS coalesce_1 FROM (SELECT 0 + coalesce(octet_length(t.note), 0) AS bytes {same}) AS memwarden_lengths)"
+        " <= 1000 ORDER BY t.id LIMIT 5"
+    )
 
 
 @settings(deadline=None)

@@ -36,6 +36,11 @@ __all__ = ["Batch", "Reader"]
 _LOG = logging.getLogger("memwarden.flow")
 # Where every column is bounded a page may be as large as this part of the target allows, whatever the rows hold.
 _PAGE_PART = 16
+# Where they are not, and the last chunk was narrow, the database is asked for a whole chunk if its texts have at most
+# this part of the target (in memory a character of theirs has 4 bytes at worst), and for a cursor where they have more.
+_TEXTS_PART = 8
+# So many chunks pass before it is asked again after it had more.
+_REST_CHUNKS = 8
 # Drivers without a real cursor on the server (MariaDB's protocol) must read what a query still has when it is closed
 # early. So a query asks for as many rows as the last ones let expect, and a chunk is full with this part missing.
 _NEARLY = 1 / 16
@@ -150,6 +155,7 @@ class Reader:
         self._pager = Pager(limit_bytes, most_rows=MOST_PAGE_ROWS)
         self._mean_bytes: float | None = None
         self._page_bytes = 0.0  # of a row of the last page
+        self._whole_from = 0  # the number of the chunk from which on the database may be asked for a whole one
         self._fetched = 0  # rows of the present query
         self._cursor: Any = None
         self._stream: CursorResult[Any] | None = None
@@ -160,7 +166,7 @@ class Reader:
 
     def _bounded_rows(self) -> int:
         """How many rows are a small page whatever they hold, where every column is bounded; 0 where one is not."""
-        bound = self.plan.row_bytes if isinstance(self.plan, Keyset) else None
+        bound = self.plan.row_bytes
         return 0 if bound is None else self._limit_bytes // _PAGE_PART // bound
 
     def _wanted(self, cutter: Cutter) -> int:
@@ -259,9 +265,9 @@ class Reader:
         self._end_transaction()
         return found
 
-    def _execute(self, query: Any, values: Mapping[str, Any], most_rows: int | None = None) -> CursorResult[Any]:
-        """Through a cursor on the server, unless so many rows are little whatever they hold: it has round trips."""
-        stream = self._streams and (most_rows is None or most_rows > self._bounded)
+    def _execute(self, query: Any, values: Mapping[str, Any], *, stream: bool = True) -> CursorResult[Any]:
+        """Through a cursor on the server, unless the rows are little whatever they hold: it has round trips."""
+        stream = stream and self._streams
         options = {"stream_results": True, "max_row_buffer": self._pager.rows} if stream else {}
         result = self._connect().execute(query, {**self._parameters, **values}, execution_options=options)
         self._cursor = result.cursor
@@ -314,16 +320,19 @@ class Reader:
         chunk, position, ended = None, low, False
         while chunk is None and not ended:
             asked = self._ask_for(cutter, target)
-            query, values = plan.page(position, high, asked)
+            most_bytes = self._whole(plan, cutter, asked)
+            query, values = plan.page(position, high, asked, most_bytes)
             before = cutter.seen
-            result = self._execute(query, values, asked)
+            result = self._execute(query, values, stream=not most_bytes and asked > self._bounded)
             try:
-                chunk = self._fill(cutter, result)
+                chunk = self._fill(cutter, result, asked if most_bytes else 0)
             except BaseException:
                 result.close()
                 raise
-            self._leave(result, 0 if chunk is None else asked - self._fetched)
-            if chunk is None and cutter.seen - before < asked:
+            self._leave(result, 0 if chunk is None or most_bytes else asked - self._fetched)
+            if most_bytes and cutter.seen == before:  # it had more, or there is nothing more: the cursor will tell
+                self._whole_from = self.number + _REST_CHUNKS
+            elif chunk is None and cutter.seen - before < asked:
                 chunk, ended = cutter.flush(), True
             elif chunk is None and cutter.room_bytes < target * _NEARLY:
                 chunk = cutter.flush("bytes")
@@ -340,6 +349,12 @@ class Reader:
         expected = int((target - cutter.bytes) / mean)
         return min(room, max(PAGE_ROWS, expected))
 
+    def _whole(self, plan: Keyset, cutter: Cutter, asked: int) -> int:
+        """How many bytes the texts of so many rows may have for a query without a cursor; 0 for one with a cursor."""
+        most = cutter.target_bytes // _TEXTS_PART
+        narrow = self._mean_bytes is not None and asked * self._mean_bytes <= most
+        return most if narrow and plan.lengths and self._streams and self.number >= self._whole_from else 0
+
     def _leave(self, result: CursorResult[Any], left: int) -> None:
         """Close a query of which at most so many rows were not fetched."""
         if left * self._page_bytes > _MOST_LEFT_BYTES and not self._snapshot:
@@ -348,11 +363,11 @@ class Reader:
             result.close()
         self._cursor = None
 
-    def _fill(self, cutter: Cutter, result: CursorResult[Any]) -> Any:
+    def _fill(self, cutter: Cutter, result: CursorResult[Any], at_once: int = 0) -> Any:
         """Fetch pages until a chunk is complete or the query has no more. The chunk, if there is one."""
         pager, sizer, self._fetched = self._pager, self._sizer, 0
         while True:
-            page: Any = result.fetchmany(self._wanted(cutter))
+            page: Any = result.fetchmany(at_once or self._wanted(cutter))
             if not page:
                 return None
             self._last = page[-1]

@@ -38,13 +38,17 @@ _SIMPLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*")
 
 
 class Stream:
-    """A statement that is read from its start to its end through one cursor, and cannot be taken up again."""
+    """A statement that is read from its start to its end through one cursor, and cannot be taken up again.
 
-    __slots__ = ("statement", "tables")
+    `tables` and `row_bytes` are as those of a Keyset.
+    """
 
-    def __init__(self, statement: Any, tables: tuple[Any, ...] = ()) -> None:
+    __slots__ = ("row_bytes", "statement", "tables")
+
+    def __init__(self, statement: Any, tables: tuple[Any, ...] = (), row_bytes: int | None = None) -> None:
         self.statement = statement
         self.tables = tables
+        self.row_bytes = row_bytes
 
 
 class Keyset:
@@ -53,6 +57,7 @@ class Keyset:
     `names` are the key's columns, `positions` where they are in a row (None: found by name when the first rows come).
     `unique`: the key is known to be unique. `nullable`: the columns that may hold NULL, as far as is known. `tables`
     are those that it reads from, `row_bytes` the most that a row can have where every column is bounded, else None.
+    `lengths` are the lengths of those without a bound, for a query that may have only so many bytes; empty: not asked.
     `down` says of each column whether it is read in descending order; "behind" is meant in that order. `given`: the
     caller named it, it is not what the table is known by.
     """
@@ -69,6 +74,7 @@ class Keyset:
         tables: tuple[Any, ...],
         row_values: bool,
         row_bytes: int | None,
+        lengths: Sequence[Any] = (),
     ) -> None:
         self.names = tuple(names)
         self.positions = None if positions is None else tuple(positions)
@@ -76,33 +82,45 @@ class Keyset:
         self.nullable = tuple(nullable)
         self.tables = tables
         self.row_bytes = row_bytes
+        self.lengths = tuple(lengths)
         self.statement = statement
         self.columns = tuple(columns)
         self.down = (False,) * len(self.columns)
         self.given = True
         self._row_values = row_values
-        self._pages: dict[tuple[bool, bool], Any] = {}
+        self._pages: dict[tuple[bool, bool, bool], Any] = {}
 
-    def page(self, low: Sequence[Any] | None, high: Sequence[Any] | None, limit: int) -> tuple[Any, dict[str, Any]]:
+    def page(
+        self, low: Sequence[Any] | None, high: Sequence[Any] | None, limit: int, most_bytes: int = 0
+    ) -> tuple[Any, dict[str, Any]]:
         """The query for the first `limit` rows behind `low` and up to `high`, and its parameters.
 
-        One of four statements, made once each: SQLAlchemy compiles it once, the database may plan it once.
+        With `most_bytes` it gives them only where their `lengths` are no more than that in all; else nothing. One of
+        eight statements, made once each: SQLAlchemy compiles it once, the database may plan it once.
         """
-        shape = (low is not None, high is not None)
+        shape = (low is not None, high is not None, most_bytes > 0)
         if shape not in self._pages:
             self._pages[shape] = self._build(*shape)
         values: dict[str, Any] = {"memwarden_limit": limit}
+        if most_bytes:
+            values["memwarden_bytes"] = most_bytes
         values |= {f"memwarden_low_{index}": value for index, value in enumerate(low or ())}
         values |= {f"memwarden_high_{index}": value for index, value in enumerate(high or ())}
         return self._pages[shape], values
 
-    def _build(self, low: bool, high: bool) -> Any:
+    def _build(self, low: bool, high: bool, within: bool) -> Any:
         query = self.statement
         if low:
             query = query.where(self._compare("low"))
         if high:
             query = query.where(self._compare("high"))
-        return query.order_by(None).order_by(*self._order()).limit(sa.bindparam("memwarden_limit", type_=sa.Integer()))
+        query = query.order_by(None).order_by(*self._order()).limit(sa.bindparam("memwarden_limit", type_=sa.Integer()))
+        if not within:
+            return query
+        total = sum((sa.func.coalesce(length, 0) for length in self.lengths), sa.literal(0))
+        same = query.with_only_columns(total.label("bytes"), maintain_column_froms=True).subquery("memwarden_lengths")
+        found = sa.select(sa.func.coalesce(sa.func.sum(same.c.bytes), 0)).scalar_subquery()
+        return query.where(found <= sa.bindparam("memwarden_bytes", type_=sa.BigInteger()))
 
     def _order(self) -> list[Any]:
         return [column.desc() if down else column for column, down in zip(self.columns, self.down, strict=True)]
@@ -191,7 +209,7 @@ def analyse(statement: Any, dialect: Dialect, *, key: Any = None, resumable: boo
     if getattr(statement, "_offset_clause", None) is not None:
         raise _no_offset()
     if resumable is False:
-        return Stream(statement, _tables(statement))
+        return Stream(statement, _tables(statement), _row_bytes(list(statement.selected_columns), dialect))
     keyset = _compound(statement, dialect, key) if _is_closed(statement) else _select(statement, dialect, key)
     keyset.down, keyset.given = _directions(statement, keyset, down), key is not None
     return keyset
@@ -222,6 +240,7 @@ def _select(statement: Any, dialect: Dialect, key: Any) -> Keyset:
         tables=tables,
         row_values=dialect.name in ROW_VALUES,
         row_bytes=_row_bytes(selected, dialect),
+        lengths=_lengths(statement, selected, dialect),
     )
 
 
@@ -515,25 +534,54 @@ def _tables(statement: Any) -> tuple[Any, ...]:
 
 
 # What a value takes in memory at most, rounded up: CPython's objects (sys.getsizeof), and 4 bytes a character.
-_FIXED = (sqltypes.Boolean, sqltypes.Integer, sqltypes.Float, sqltypes.Date, sqltypes.Time, sqltypes.DateTime)
-_FIXED_BYTES, _TEXT_BYTES, _CHARACTER_BYTES = 56, 80, 4
+_FIXED = (
+    sqltypes.Boolean, sqltypes.Integer, sqltypes.Float, sqltypes.Date, sqltypes.Time, sqltypes.DateTime,
+    sqltypes.Interval,
+)  # fmt: skip
+_FIXED_BYTES, _UUID_BYTES, _DECIMAL_BYTES, _TEXT_BYTES, _CHARACTER_BYTES = 56, 120, 104, 80, 4
+# How a database is asked for the bytes of a text without reading it: PostgreSQL and MariaDB know it from the value's
+# head (PostgreSQL: textoctetlen does not fetch what is out of line).
+_LENGTHS = {"postgresql": "octet_length", "mysql": "octet_length", "mariadb": "octet_length"}
 
 
 def _row_bytes(columns: Sequence[Any], dialect: Dialect) -> int | None:
-    """The most that a row of these columns can have in memory; None where one of them has no bound.
-
-    SQLite keeps to no length of a VARCHAR.
-    """
-    lengths = dialect.name != "sqlite"
+    """The most that a row of these columns can have in memory; None where one of them has no bound."""
     total = 0
     for column in columns:
-        kind = column.type
-        if isinstance(kind, sqltypes.TypeDecorator):
+        most = _most_bytes(column.type, dialect)
+        if most is None:
             return None
-        if isinstance(kind, _FIXED):
-            total += _FIXED_BYTES
-        elif lengths and isinstance(kind, sqltypes.String) and kind.length and not isinstance(kind, sqltypes.Enum):
-            total += _TEXT_BYTES + _CHARACTER_BYTES * kind.length
-        else:
-            return None
+        total += most
     return total + _TEXT_BYTES  # the row itself
+
+
+def _most_bytes(kind: Any, dialect: Dialect) -> int | None:
+    """The most that a value can have in memory; None without a bound. SQLite keeps to no length of a VARCHAR."""
+    if isinstance(kind, sqltypes.TypeDecorator):
+        return None
+    if isinstance(kind, _FIXED):
+        return _FIXED_BYTES
+    if dialect.name == "sqlite":
+        return None
+    if isinstance(kind, sqltypes.Uuid):
+        return _UUID_BYTES
+    if isinstance(kind, sqltypes.Numeric) and kind.precision:
+        return _DECIMAL_BYTES + kind.precision
+    if isinstance(kind, sqltypes.String) and kind.length:
+        return _TEXT_BYTES + _CHARACTER_BYTES * kind.length
+    return None
+
+
+def _lengths(statement: Any, columns: Sequence[Any], dialect: Dialect) -> list[Any]:
+    """The lengths of the columns without a bound; [] where one cannot be asked for, or where asking may cost much.
+
+    Every page is looked through twice then: of one table, without a condition that may look at far more rows.
+    """
+    name, sources = _LENGTHS.get(dialect.name), statement.get_final_froms()
+    if name is None or statement.whereclause is not None or len(sources) != 1 or not isinstance(sources[0], sa.Table):
+        return []
+    loose = [_inside(column) for column in columns if _most_bytes(column.type, dialect) is None]
+    plain = (sqltypes.String, sqltypes.LargeBinary)
+    if any(not isinstance(column, sa.Column) or not isinstance(column.type, plain) for column in loose):
+        return []
+    return [getattr(sa.func, name)(column) for column in loose]
