@@ -350,9 +350,9 @@ def test_what_a_worker_counted_in_its_broker_stands_beside_the_parts_for_a_minut
     clock = FakeClock()
     with Store(str(tmp_path), clock=clock) as store:
         ledger = Ledger(store, clock=clock)
-        ledger.counted("rq", [QueueCount(queue="mail", waiting=3, taken=1), QueueCount(queue="web", waiting=None)])
-        ledger.counted("celery", [QueueCount(queue="mail", waiting=8)])
-        ledger.counted("rq", [QueueCount(queue="mail", waiting=2, taken=1)])
+        ledger.note_queues("rq", [QueueCount(queue="mail", waiting=3, taken=1), QueueCount(queue="web", waiting=None)])
+        ledger.note_queues("celery", [QueueCount(queue="mail", waiting=8)])
+        ledger.note_queues("rq", [QueueCount(queue="mail", waiting=2, taken=1)])
         rows = {(row["engine"], row["queue"]): row for row in ledger.statistics()}
         assert rows.keys() == {("celery", "mail"), ("rq", "mail")}
         assert (rows["rq", "mail"]["broker_waiting"], rows["rq", "mail"]["broker_taken"]) == (2, 1)

@@ -117,7 +117,7 @@ def test_no_two_of_eight_workers_clean_up_at_once_and_the_leader_is_the_first(tm
 force("NORMAL", workers)
 leader = [pid for pid in workers if latest()[pid][1]]
 force("CRITICAL", workers)
-time.sleep(6)
+time.sleep(6)  # whoever would clean up besides it has had the time to
 tell(leader=leader)
 """
     ran = run(_program(script, "dict()"), str(tmp_path))

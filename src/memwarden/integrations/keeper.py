@@ -132,7 +132,7 @@ class Keeper:
         try:
             counts = self._engine.statistics()
             if counts:
-                self._ledger.counted(self._engine.name, counts)
+                self._ledger.note_queues(self._engine.name, counts)
         except (MemwardenError, OSError) as error:
             _log.warning("%s: what waits in its queues is not known: %s", self._engine.name, error)
 

@@ -930,7 +930,7 @@ class Ledger:
             rows = db.execute(query, {"state": state, "most": most}).fetchall()
         return [found for row in rows if (found := self.status(row[0])) is not None]
 
-    def counted(self, engine: str, counts: Sequence[QueueCount]) -> None:
+    def note_queues(self, engine: str, counts: Sequence[QueueCount]) -> None:
         """What a worker has just counted in the broker of this engine; it replaces what was known."""
         now = self._clock.wall()
         with self._place.transaction() as db:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from memwarden.supervise.cgroup import Confinement, MemoryGroup, confine
+from memwarden.supervise.cgroup import Confinement, MemoryGroup, confine, write_control
 from memwarden.supervise.deaths import CRASHED, FAILED, KILLED, OOM_KILL, DeathFacts, KillCounter, classify
 
 TYPE_CHECKING = False
@@ -79,7 +79,7 @@ class Slots:
         outer = self._confinement.cgroup
         if self._confinement.own and outer is not None and outer.version == 2:
             try:
-                _write(f"{outer.path}/cgroup.subtree_control", "+memory")
+                write_control(f"{outer.path}/cgroup.subtree_control", "+memory")
             except OSError as error:
                 self.why = f"{outer.path}: {error.strerror}"
 
@@ -117,7 +117,7 @@ class Slots:
 def _set_limit(group: MemoryGroup, limit_bytes: int, *, lower: bool) -> None:
     """Limit it, and with it swap; on v1 the sum of both must never be below the limit."""
     if group.version == 2:
-        _write(group.file("limit"), str(limit_bytes))
+        write_control(group.file("limit"), str(limit_bytes))
         names = [f"{group.path}/memory.swap.max"]
         values = ["0"]
     else:
@@ -126,24 +126,16 @@ def _set_limit(group: MemoryGroup, limit_bytes: int, *, lower: bool) -> None:
         values = [str(limit_bytes)] * 2
     for name, value in zip(names, values, strict=True):
         try:
-            _write(name, value)
+            write_control(name, value)
         except FileNotFoundError:  # no swap accounting in this kernel
             continue
         except OSError:
             # A new group has no limit of both yet, so on v1 its sum cannot be set first.
             if name.endswith("memsw.limit_in_bytes") and not lower:
-                _write(group.file("limit"), value)
-                _write(name, value)
+                write_control(group.file("limit"), value)
+                write_control(name, value)
                 return
             raise
-
-
-def _write(path: str, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(descriptor, text.encode())
-    finally:
-        os.close(descriptor)
 
 
 _KINDS = {OOM_KILL: "oom_kill", f"{OOM_KILL}?": "oom_kill", KILLED: "killed", CRASHED: "crash", FAILED: "crash"}

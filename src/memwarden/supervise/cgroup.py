@@ -47,7 +47,7 @@ def _read(path: str) -> bytes:
         return file.read()
 
 
-def _write(path: str, text: str) -> None:
+def write_control(path: str, text: str) -> None:
     """One write(2), as control files want it. Raises OSError."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
@@ -77,7 +77,7 @@ class MemoryGroup:
 
     def join(self) -> None:
         """Move the calling process in. Raises OSError."""
-        _write(f"{self.path}/cgroup.procs", str(os.getpid()))
+        write_control(f"{self.path}/cgroup.procs", str(os.getpid()))
 
     def pids(self) -> list[int]:
         """Every process inside, cgroups below included; empty where it is gone."""
@@ -91,7 +91,7 @@ class MemoryGroup:
         """v1: start the peak anew. v2 keeps one for the cgroup's life (a reset per reader came with 6.12)."""
         if self.version == 1 and self.own:
             try:
-                _write(self.file("peak"), "0")
+                write_control(self.file("peak"), "0")
             except OSError:
                 return  # then the old peak stands, and is known to be old
 
@@ -109,7 +109,7 @@ class MemoryGroup:
         if self.version != 2 or not self.own:
             return False
         try:
-            _write(f"{self.path}/memory.high", "max" if line_bytes is None else str(line_bytes))
+            write_control(f"{self.path}/memory.high", "max" if line_bytes is None else str(line_bytes))
         except OSError:
             return False
         return True
@@ -119,7 +119,7 @@ class MemoryGroup:
         if self.version != 2 or not self.own:
             return False
         try:
-            _write(f"{self.path}/cgroup.kill", "1")
+            write_control(f"{self.path}/cgroup.kill", "1")
         except OSError:
             return False
         return True
@@ -240,8 +240,8 @@ class Place:
 
 def _leave_leaf(parent: str, leaf: str) -> None:
     try:
-        _write(f"{parent}/cgroup.subtree_control", "-memory")
-        _write(f"{parent}/cgroup.procs", str(os.getpid()))
+        write_control(f"{parent}/cgroup.subtree_control", "-memory")
+        write_control(f"{parent}/cgroup.procs", str(os.getpid()))
     except OSError:
         return  # somebody made cgroups beside ours meanwhile: the leaf stays until we are gone
     _remove_tree(leaf)
@@ -266,7 +266,7 @@ def place_v2(own: str) -> Place:
 
 def _handing_on(own: str) -> Place:
     try:
-        _write(f"{own}/cgroup.subtree_control", "+memory")
+        write_control(f"{own}/cgroup.subtree_control", "+memory")
     except OSError as error:
         raise RefusedError(f"the memory controller cannot be handed on ({error.strerror})", where=own) from error
     return Place(own)
@@ -276,8 +276,8 @@ def _place_below(own: str) -> Place:
     leaf = f"{own}/{own_name()}-self"
     try:
         os.mkdir(leaf)
-        _write(f"{leaf}/cgroup.procs", str(os.getpid()))
-        _write(f"{own}/cgroup.subtree_control", "+memory")
+        write_control(f"{leaf}/cgroup.procs", str(os.getpid()))
+        write_control(f"{own}/cgroup.subtree_control", "+memory")
     except OSError as error:
         _return_to(own)
         _remove_tree(leaf)
@@ -287,7 +287,7 @@ def _place_below(own: str) -> Place:
 
 def _return_to(own: str) -> None:
     try:
-        _write(f"{own}/cgroup.procs", str(os.getpid()))
+        write_control(f"{own}/cgroup.procs", str(os.getpid()))
     except OSError:
         return  # we never left
 
@@ -356,7 +356,7 @@ def _make(place: Place, version: int, limit_bytes: int, swap_bytes: int, oom_gro
         os.mkdir(made.path)
         _set_limits(made, limit_bytes, swap_bytes)
         if oom_group and version == 2:
-            _write(f"{made.path}/memory.oom.group", "1")
+            write_control(f"{made.path}/memory.oom.group", "1")
         _prove(made, limit_bytes)
     except OSError as error:
         made.remove()
@@ -366,13 +366,13 @@ def _make(place: Place, version: int, limit_bytes: int, swap_bytes: int, oom_gro
 
 
 def _set_limits(made: MemoryGroup, limit_bytes: int, swap_bytes: int) -> None:
-    _write(made.file("limit"), str(limit_bytes))
+    write_control(made.file("limit"), str(limit_bytes))
     swap_file = "memory.memsw.limit_in_bytes" if made.version == 1 else "memory.swap.max"
     try:
-        _write(f"{made.path}/{swap_file}", str(swap_bytes + (limit_bytes if made.version == 1 else 0)))
+        write_control(f"{made.path}/{swap_file}", str(swap_bytes + (limit_bytes if made.version == 1 else 0)))
     except FileNotFoundError:  # no swap accounting in this kernel; v1 can at least be told not to swap
         if made.version == 1 and not swap_bytes:
-            _write(f"{made.path}/memory.swappiness", "0")
+            write_control(f"{made.path}/memory.swappiness", "0")
 
 
 def _prove(made: MemoryGroup, limit_bytes: int) -> None:
