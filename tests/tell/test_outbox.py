@@ -325,6 +325,53 @@ def test_one_that_is_damaged_while_it_is_open_is_too(desk: Desk) -> None:
     outbox.close()
 
 
+def _break(desk: Desk, *tables: str) -> None:
+    """Overwrite the first page of each, which is all of a small one."""
+    desk.outbox.close()
+    path = os.path.join(desk.folder, FILE_NAME)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        query = "SELECT rootpage FROM sqlite_master WHERE type = 'table' AND name = ?"
+        pages = [db.execute(query, (name,)).fetchone()[0] for name in tables]
+    with open(path, "r+b") as file:
+        for page in pages:
+            file.seek((page - 1) * 4096)
+            file.write(b"\xff" * 4096)
+
+
+def test_what_waits_in_a_damaged_store_goes_out_of_the_new_one(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    desk.outbox.take([desk.signal("raised", 2, id="waits")])
+    desk.outbox.silence((("target", "other"),), desk.clock.wall() + 60, "me", "deploy")
+    _break(desk, "alert_taken")
+    outbox = Outbox(desk.settings, folder=desk.folder, clock=desk.clock)
+    with pytest.raises(StoreError) as caught:
+        outbox.take([desk.signal("raised", 3, target="other")])
+    assert outbox.reopen(caught.value)
+    assert "2 notice(s) that waited in it go out" in caplog.text
+    assert ids(outbox.claim(chat(desk))) == ["waits.0.chat"]
+    assert [(each.key, each.level) for each in outbox.incidents()] == [("high_usage:shop", Level.CRITICAL)]
+    assert [each.author for each in outbox.silences()] == ["me"]
+    outbox.close()
+
+
+@pytest.mark.parametrize("broken", ["alert_states", "alert_events", "alert_deliveries", "alert_silences"])
+def test_what_cannot_be_read_of_it_takes_nothing_else_along(desk: Desk, broken: str) -> None:
+    desk.outbox.take([desk.signal("raised", 2, id="waits")])
+    desk.outbox.silence((("target", "other"),), desk.clock.wall() + 60, "me", "deploy")
+    _break(desk, "alert_taken", broken)
+    outbox = Outbox(desk.settings, folder=desk.folder, clock=desk.clock)
+    with pytest.raises(StoreError) as caught:
+        outbox.take([desk.signal("raised", 3)])
+    assert outbox.reopen(caught.value)
+    counts = {
+        "alert_states": len(outbox.incidents()), "alert_silences": len(outbox.silences()),
+        "alert_events": len(outbox.history()), "alert_deliveries": int(outbox.claim(chat(desk)) is not None),
+    }  # fmt: skip
+    gone = {broken} | ({"alert_deliveries"} if broken == "alert_events" else set())
+    assert {name for name, count in counts.items() if not count} == gone
+    outbox.close()
+
+
 def test_a_locked_store_is_an_error_and_goes_on_in_memory_and_comes_back(desk: Desk) -> None:
     lock = sqlite3.connect(os.path.join(desk.folder, FILE_NAME), isolation_level=None)
     desk.outbox._store._db.execute("PRAGMA busy_timeout = 10")

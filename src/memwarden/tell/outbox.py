@@ -46,6 +46,7 @@ from memwarden.tell.engine import (
     wake,
 )
 from memwarden.tell.members import is_foreign, is_gone, own_member
+from memwarden.tell.transfer import TABLES, copy, put, rows_of, salvage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -168,16 +169,28 @@ class Outbox:
         except StoreError as error:
             if not _is_damage(error):
                 raise
-            self._move_aside(error)
-            return self._store_of(or_memory=or_memory)
+            return self._anew(error, or_memory=or_memory)
+
+    def _anew(self, error: StoreError, *, or_memory: bool) -> Store:
+        """A new file in place of the damaged one, with what can be read of the alerts in that."""
+        moved = self._move_aside(error)
+        store = self._store_of(or_memory=or_memory)
+        if moved:
+            try:
+                waiting = salvage(moved, store)
+            except StoreError as failed:
+                logging.getLogger(_log).warning("what waits in %s could not be taken over: %s", moved, failed)
+            else:
+                logging.getLogger(_log).warning("%d notice(s) that waited in it go out", waiting)
+        return store
 
     def _store_of(self, *, or_memory: bool) -> Store:
         return Store(
             self._folder, environ=self._environ, clock=self._clock, or_memory=or_memory, hurry=self._hurry
         )  # fmt: skip
 
-    def _move_aside(self, error: StoreError) -> None:
-        """Keep what is damaged under another name; of several processes that find it only one does."""
+    def _move_aside(self, error: StoreError) -> str:
+        """Keep what is damaged under another name, which this gives; "" where another process was quicker."""
         folder = state_directory(self._folder, self._environ)
         assert folder is not None  # it was opened there
         from memwarden.leader import Leader
@@ -188,7 +201,7 @@ class Outbox:
         try:
             path = os.path.join(folder, FILE_NAME)
             if _is_sound(path):
-                return  # somebody else was quicker
+                return ""
             to = f"{path}.damaged-{int(self._clock.wall() * 1000)}"
             for end in ("", "-wal", "-shm"):
                 if os.path.exists(path + end):
@@ -197,6 +210,7 @@ class Outbox:
             turn.end_turn()
         self.moved.append(to)
         logging.getLogger(_log).error("%s: %s; it was moved to %s and a new one begun", path, error.what, to)
+        return to
 
     @property
     def degraded(self) -> str:
@@ -219,7 +233,7 @@ class Outbox:
         old = self._store
         try:
             with old.transaction() as db:  # until the end of it nobody changes what is copied
-                _copy(db, fresh, self._put_down)
+                copy({name: rows_of(db, name) for name in TABLES}, fresh, self._put_down)
                 self._store = fresh
                 old.retire()
         except StoreError:
@@ -240,8 +254,7 @@ class Outbox:
         if not _is_damage(error):
             return False
         self._store.close()
-        self._move_aside(error)
-        self._store = self._open()
+        self._store = self._anew(error, or_memory=True)
         return True
 
     def into_memory(self) -> None:
@@ -262,18 +275,18 @@ class Outbox:
         old.close()
 
     def _seed(self, db: sqlite3.Connection, memory: Store) -> None:
-        rows = {name: _rows(db, name) for name in ("alert_taken", "alert_silences", "alert_states", "alert_channels")}
+        rows = {name: rows_of(db, name) for name in ("alert_taken", "alert_silences", "alert_states", "alert_channels")}
         urgent = "state = 'pending' AND urgent = 1"
         waiting = db.execute(f"SELECT id, owner FROM alert_deliveries WHERE {urgent} LIMIT {MOST_PAST}")  # noqa: S608  our words
         ids = [name for name, owner in waiting.fetchall() if not self._is_others(owner)]
         marks = ", ".join("?" * len(ids))
-        rows["alert_deliveries"] = _rows(db, "alert_deliveries", f"id IN ({marks})", ids)
+        rows["alert_deliveries"] = rows_of(db, "alert_deliveries", f"id IN ({marks})", ids)
         theirs = f"seq IN (SELECT event FROM alert_deliveries WHERE id IN ({marks}))"  # noqa: S608  question marks
-        rows["alert_events"] = _rows(db, "alert_events", theirs, ids)
+        rows["alert_events"] = rows_of(db, "alert_events", theirs, ids)
         with memory.transaction() as fresh:
             for name, (columns, values) in rows.items():
                 for row in values:
-                    _put(fresh, name, columns, row)
+                    put(fresh, name, columns, row)
             self._put_down(fresh)
 
     def _in_memory(self, why: str) -> Store:
@@ -917,45 +930,3 @@ def _is_sound(path: str) -> bool:
             db.close()
     except sqlite3.Error:
         return False
-
-
-_TABLES = ("alert_taken", "alert_silences", "alert_states", "alert_events")
-
-
-def _copy(old: sqlite3.Connection, new: Store, put_down: Callable[[sqlite3.Connection], None]) -> None:
-    """Everything of ours from one to the other: what is there already stays as it is, but states are the old one's."""
-    rows = {name: _rows(old, name) for name in (*_TABLES, "alert_deliveries")}
-    with new.transaction() as db:
-        for row in rows["alert_taken"][1]:
-            _put(db, "alert_taken", rows["alert_taken"][0][1:], row[1:])
-        same = "SELECT 1 FROM alert_silences WHERE matcher = ? AND until_unix_s = ? AND author = ? AND comment = ?"
-        for row in rows["alert_silences"][1]:
-            if db.execute(same, row[1:5]).fetchone() is None:
-                _put(db, "alert_silences", rows["alert_silences"][0][1:], row[1:])
-        for row in rows["alert_states"][1]:
-            _put(db, "alert_states", rows["alert_states"][0], row, or_what="REPLACE")
-        numbers: dict[int, int] = {}
-        columns, values = rows["alert_events"]
-        for row in values:
-            _put(db, "alert_events", columns[1:], row[1:])
-            numbers[row[0]] = db.execute("SELECT seq FROM alert_events WHERE id = ?", (row[1],)).fetchone()[0]
-        columns, values = rows["alert_deliveries"]
-        at = columns.index("event")
-        for row in values:
-            if row[at] in numbers:
-                _put(db, "alert_deliveries", columns, (*row[:at], numbers[row[at]], *row[at + 1 :]))
-        put_down(db)
-
-
-def _rows(
-    db: sqlite3.Connection, table: str, where: str = "1", values: Sequence[Any] = ()
-) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-    found = db.execute(f"SELECT * FROM {table} WHERE {where}", values)  # noqa: S608  our own names and conditions
-    return tuple(each[0] for each in found.description), found.fetchall()
-
-
-def _put(
-    db: sqlite3.Connection, table: str, columns: Sequence[str], row: Sequence[Any], *, or_what: str = "IGNORE"
-) -> None:
-    marks = ", ".join("?" * len(columns))
-    db.execute(f"INSERT OR {or_what} INTO {table} ({', '.join(columns)}) VALUES ({marks})", list(row))  # noqa: S608  our names
