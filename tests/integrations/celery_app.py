@@ -68,7 +68,7 @@ def ordinary(app: Celery) -> None:
 if os.environ.get("MEMWARDEN_TEST_BROKER"):
     app, jobs = make(
         os.environ["MEMWARDEN_TEST_BROKER"], os.environ["MEMWARDEN_DIR"],
-        memory_per_child=os.environ.get("MEMWARDEN_TEST_PER_CHILD"),
+        memory_per_child=os.environ.get("MEMWARDEN_TEST_PER_CHILD"), ledger=os.environ.get("MEMWARDEN_TEST_LEDGER"),
         pressure=None if os.environ.get("MEMWARDEN_TEST_PRESSURE") else False,
     )  # fmt: skip
     ordinary(app)

@@ -31,5 +31,6 @@ def make(url: str, folder: str, **more: Any) -> Jobs:
 
 if os.environ.get("MEMWARDEN_TEST_BROKER"):
     pressure = None if os.environ.get("MEMWARDEN_TEST_PRESSURE") else False
-    jobs = make(os.environ["MEMWARDEN_TEST_BROKER"], os.environ["MEMWARDEN_DIR"], pressure=pressure)
+    ledger = os.environ.get("MEMWARDEN_TEST_LEDGER")
+    jobs = make(os.environ["MEMWARDEN_TEST_BROKER"], os.environ["MEMWARDEN_DIR"], pressure=pressure, ledger=ledger)
     dramatiq.set_broker(jobs.broker)

@@ -13,6 +13,6 @@ from memwarden.integrations.rq import Jobs, MemoryWorker
 if __name__ == "__main__":
     url, folder = sys.argv[1:]
     connection = Redis.from_url(url)
-    jobs = Jobs(connection, folder=folder, resend_s=3.0)
+    jobs = Jobs(connection, folder=folder, resend_s=3.0, ledger=os.environ.get("MEMWARDEN_TEST_LEDGER"))
     pressure = None if os.environ.get("MEMWARDEN_TEST_PRESSURE") else False
     MemoryWorker(["default"], connection=connection, jobs=jobs, sweep_s=1.0, pressure=pressure).work()

@@ -29,9 +29,9 @@ class Site:
     open: ClassVar[str] = "messages are taken again"  # and is not any more
     each_peak: ClassVar[bool] = True  # whether the peak of every child that died is known
 
-    def __init__(self, broker: Broker, line: Proxy, worker: Program, folder: str) -> None:
+    def __init__(self, broker: Broker, line: Proxy, worker: Program, folder: str, ledger: str | None) -> None:
         self.broker, self.line, self.worker, self.folder = broker, line, worker, folder
-        self.jobs = self.make(broker.url, folder)
+        self.jobs = self.make(broker.url, folder, ledger)
         self.ledger = self.jobs.ledger
 
     @classmethod
@@ -45,7 +45,7 @@ class Site:
             }  # fmt: skip
             with program([*words, *cls.command(line.url, folder)], folder, **environment) as worker:
                 worker.until(cls.ready)
-                made = cls(broker, line, worker, folder)
+                made = cls(broker, line, worker, folder, environment.get("MEMWARDEN_TEST_LEDGER"))
                 try:
                     yield made
                 finally:
@@ -63,8 +63,8 @@ class Site:
         """What the worker needs beside the broker's URL."""
         return {}
 
-    def make(self, url: str, folder: str) -> Any:
-        """The engine, which submits."""
+    def make(self, url: str, folder: str, ledger: str | None) -> Any:
+        """The engine, which submits. `ledger` is the URL of a database; None the one in the folder."""
         raise NotImplementedError
 
     def texts(self, queue: str) -> list[bytes]:

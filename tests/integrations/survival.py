@@ -14,10 +14,11 @@ import pytest
 
 from memwarden.errors import JobError
 from memwarden.jobs.port import LEASE_S, MOST_BYTES, Message
-from memwarden.store import BUSY_S
+from memwarden.store import BUSY_S, FILE_NAME
 from memwarden.supervise.signals import pause
+from tests.flow.database.servers import SERVERS
 from tests.integrations.sites import LIMITED
-from tests.integrations.workers import wait_for
+from tests.integrations.workers import program, wait_for
 from tests.jobs import work
 from tests.jobs.toll import SOAK, Toll, at_work
 from tests.supervise.processes import no_cgroup_reason
@@ -244,6 +245,32 @@ def kept_without_its_broker(jobs: Any) -> str:
     assert jobs.statistics() == ()
     jobs.close()
     return str(caught.value)
+
+
+class Machines:
+    """Workers of two machines, as far as one machine can have two: folders of their own, and a ledger in a database."""
+
+    def test_they_share_a_ledger_in_a_database_and_one_does_what_the_other_left(
+        self, site_class: type[Site], one_broker: Broker, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        here, there = (str(tmp_path_factory.mktemp(name)) for name in ("here", "there"))
+        with (
+            SERVERS["postgresql"]() as ledger,
+            site_class.on(one_broker.numbered(4), here, MEMWARDEN_TEST_LEDGER=ledger) as made,
+        ):
+            environment = {"MEMWARDEN_TEST_BROKER": made.line.url, **site_class.environment()}
+            environment["MEMWARDEN_TEST_LEDGER"] = ledger
+            with program([*site_class.command(made.line.url, there)], there, **environment) as second:
+                second.until(site_class.ready)
+                root = made.jobs.submit(work.splits_at_once, count=300)
+                assert over(made.ledger, root, made).state == "done"
+                assert made.ledger.result(root) == list(range(300))
+                root = made.jobs.submit(work.splits_at_once, count=300)
+                wait_for(lambda: len(made.ledger.attempts(root)) > 3, "some parts at work")
+                os.killpg(second.process.pid, signal.SIGKILL)
+                assert over(made.ledger, root, made).state == "done"
+                assert made.ledger.result(root) == list(range(300))
+                assert not os.path.exists(f"{here}/{FILE_NAME}")
 
 
 class KernelKills:

@@ -11,7 +11,7 @@ import pytest
 from memwarden.errors import ConfigError, StoreError
 from tests.integrations.brokers import BROKERS, Broker
 from tests.integrations.sites import Site
-from tests.integrations.survival import KernelKills, Survival, kept_without_its_broker, over
+from tests.integrations.survival import KernelKills, Machines, Survival, kept_without_its_broker, over
 from tests.integrations.workers import program, wait_for
 from tests.jobs import work
 from tests.jobs.contract import EngineContract
@@ -41,8 +41,8 @@ class CelerySite(Site):
     def command(cls, url: str, folder: str) -> list[str]:
         return COMMAND
 
-    def make(self, url: str, folder: str) -> Jobs:
-        self.app, jobs = celery_app.make(url, folder)
+    def make(self, url: str, folder: str, ledger: str | None) -> Jobs:
+        self.app, jobs = celery_app.make(url, folder, ledger=ledger)
         celery_app.ordinary(self.app)
         return jobs
 
@@ -65,6 +65,10 @@ class TestCelery(EngineContract):
 
 class TestCelerySurvives(Survival):
     """The survival suite."""
+
+
+class TestCeleryOnTwoMachines(Machines):
+    pass
 
 
 class TestCeleryAndTheKernel(KernelKills):

@@ -14,6 +14,7 @@ from tests.integrations.brokers import BROKERS
 from tests.integrations.sites import Site
 from tests.integrations.survival import (
     KernelKills,
+    Machines,
     Pressure,
     Survival,
     fresh_rows,
@@ -52,8 +53,8 @@ class DramatiqSite(Site):
     def environment(cls) -> dict[str, str]:
         return {"dramatiq_restart_delay": "300", "dramatiq_queue_prefetch": "2"}
 
-    def make(self, url: str, folder: str) -> Jobs:
-        return dramatiq_app.make(url, folder)
+    def make(self, url: str, folder: str, ledger: str | None) -> Jobs:
+        return dramatiq_app.make(url, folder, ledger=ledger)
 
     def texts(self, queue: str) -> list[bytes]:
         broker: Any = self.jobs.broker
@@ -79,6 +80,10 @@ class TestDramatiq(EngineContract):
 
 class TestDramatiqSurvives(Survival):
     """The survival suite."""
+
+
+class TestDramatiqOnTwoMachines(Machines):
+    pass
 
 
 class TestDramatiqAndTheKernel(KernelKills):

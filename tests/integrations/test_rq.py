@@ -9,7 +9,7 @@ import pytest
 
 from memwarden.errors import ConfigError
 from tests.integrations.sites import Site
-from tests.integrations.survival import KernelKills, Pressure, Survival, kept_without_its_broker, over
+from tests.integrations.survival import KernelKills, Machines, Pressure, Survival, kept_without_its_broker, over
 from tests.integrations.workers import wait_for
 from tests.jobs import work
 from tests.jobs.contract import EngineContract
@@ -38,9 +38,9 @@ class RQSite(Site):
     def command(cls, url: str, folder: str) -> list[str]:
         return ["-m", "tests.integrations.rq_worker", url, folder]
 
-    def make(self, url: str, folder: str) -> Jobs:
+    def make(self, url: str, folder: str, ledger: str | None) -> Jobs:
         self.redis = Redis.from_url(url)
-        return Jobs(self.redis, folder=folder, resend_s=3.0)
+        return Jobs(self.redis, folder=folder, resend_s=3.0, ledger=ledger)
 
     def texts(self, queue: str) -> list[bytes]:
         """What Redis holds of a message: the hash of its job."""
@@ -64,6 +64,10 @@ class TestRQ(EngineContract):
 
 class TestRQSurvives(Survival):
     """The survival suite."""
+
+
+class TestRQOnTwoMachines(Machines):
+    pass
 
 
 class TestRQAndTheKernel(KernelKills):

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from memwarden.errors import JobError
+from memwarden.errors import JobError, StoreError
+from memwarden.jobs import shared
 from memwarden.jobs.ledger import COUNTED_S, MOST_ARGUMENTS_BYTES, Ledger, LostError, Watch, Worker
 from memwarden.jobs.port import DEATHS, MOST_BYTES, Message, QueueCount
 from memwarden.store import Store
 from memwarden.testing import FakeClock
+from tests.flow.database.servers import SERVERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,18 +40,21 @@ def bounds(low: str | None, high: str | None) -> range:
 class Ledgers(RuleBasedStateMachine):
     """Workers that come and go, and some that do not know that they are gone."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: Any = None) -> None:
         super().__init__()
         self._folder = tempfile.TemporaryDirectory()
-        self.store = Store(self._folder.name)
+        self._own = Store(self._folder.name) if place is None else None
+        self.store: Any = place or self._own
         self.clock = FakeClock()
+        assert self.store is not None
         self.ledger = Ledger(self.store, clock=self.clock, random=lambda: 0.5)
         self.root, _ = self.ledger.submit("work", {}, chunk=4, options={"retries": 1000, "backoff_s": 0.0})
         self.claims: list[Claim] = []
         self.done: list[int] = []
 
     def teardown(self) -> None:
-        self.store.close()
+        if self._own is not None:
+            self._own.close()
         self._folder.cleanup()
 
     def _is_stale(self, claim: Claim) -> bool:
@@ -151,7 +158,8 @@ class Ledgers(RuleBasedStateMachine):
     def each_item_is_in_exactly_one_place(self) -> None:
         """Done, left out, or still to be done by exactly one part."""
         with self.store.transaction() as db:
-            parts = db.execute("SELECT state, low, high, position FROM job_parts WHERE mode <> 'finish'").fetchall()
+            query = "SELECT state, low, high, position FROM job_parts WHERE mode <> 'finish' AND root = :root"
+            parts = db.execute(query, {"root": self.root}).fetchall()
         places = list(self.done)
         for state, low, high, position in parts:
             if state in ("ready", "running", "waiting"):
@@ -176,10 +184,92 @@ Ledgers.TestCase.settings = settings(
 TestLedgers = Ledgers.TestCase
 
 
+@pytest.fixture(scope="module")
+def servers() -> Iterator[dict[str, Any]]:
+    """Those that a test asked for, once."""
+    with contextlib.ExitStack() as stack:
+
+        class Started(dict[str, Any]):
+            def __missing__(self, kind: str) -> Any:
+                self[kind] = stack.enter_context(SERVERS[kind]())
+                return self[kind]
+
+        yield Started()
+
+
+@pytest.fixture(params=["store", *(pytest.param(kind, marks=pytest.mark.server) for kind in SERVERS)])
+def place(request: pytest.FixtureRequest, tmp_path: Path, servers: dict[str, Any]) -> Iterator[Any]:
+    """Where a ledger's tables can be, empty."""
+    if request.param == "store":
+        with Store(str(tmp_path / "ledger")) as store:
+            yield store
+        return
+    found = shared.SharedPlace(servers[request.param])
+    try:
+        yield found
+    finally:
+        shared._META.drop_all(found._engine)
+        found.close()
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("place", SERVERS, indirect=True)
+def test_the_same_holds_in_a_database(place: Any) -> None:
+    made: Any = lambda: Ledgers(place)  # noqa: E731  a class is all that its type knows
+    run_state_machine_as_test(made, settings=settings(Ledgers.TestCase.settings, max_examples=10))
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("place", SERVERS, indirect=True)
+def test_machines_that_share_a_ledger_take_each_part_once_and_submit_a_unique_job_once(place: Any) -> None:
+    """Each thread is a machine: a place, and so a pool of connections, of its own."""
+    url = place._engine.url.render_as_string(hide_password=False)
+    places = [shared.SharedPlace(url) for _ in range(6)]
+    ledgers = [Ledger(each) for each in places]
+    root, _ = ledgers[0].submit("work", {})
+    first = take(ledgers[0], root)
+    ledgers[0].cut(first, [str(n) for n in range(39)], share=1, over=True, ended=True)
+
+    def work(ledger: Ledger) -> tuple[str, list[str]]:
+        done = []
+        unique, _ = ledger.submit("nightly", {}, unique="today")
+        while messages := ledger.outbox(root):
+            for message in messages:
+                claim = ledger.claim(message, HERE)
+                if not isinstance(claim, str):
+                    ledger.finish(ledger.advance(claim, claim.part.high, 1), "1")
+                    done.append(str(claim.part.part))
+        return unique, done
+
+    try:
+        with ThreadPoolExecutor(len(ledgers)) as pool:
+            found = list(pool.map(work, ledgers))
+        assert len({unique for unique, _ in found}) == 1
+        assert sorted(int(part) for _, done in found for part in done) == list(range(1, 41))
+        status = ledgers[0].status(root)
+        assert status is not None
+        assert (status.state, status.items, len(list(ledgers[0].results(root)))) == ("done", 40, 40)
+    finally:
+        for each in places:
+            each.close()
+
+
+def test_what_is_no_server_or_cannot_be_reached_is_said_in_one_line_without_its_password() -> None:
+    for url, words in (
+        ("sqlite:///jobs.db", "no server that machines could share"),
+        ("postgresql+nothing://host/name", "no database that can be opened"),
+        ("not a url", "no database that can be opened"),
+        ("postgresql+psycopg://me:hunter2@127.0.0.1:1/name", "cannot be used"),
+    ):
+        with pytest.raises(StoreError, match=words) as caught:
+            shared.SharedPlace(url)
+        assert "hunter2" not in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
 @pytest.fixture
-def ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ledger]:
-    with Store(str(tmp_path_factory.mktemp("ledger"))) as store:
-        yield Ledger(store, clock=FakeClock(), random=lambda: 1.0)
+def ledger(place: Any) -> Ledger:
+    return Ledger(place, clock=FakeClock(), random=lambda: 1.0)
 
 
 def clock_of(ledger: Ledger) -> FakeClock:
@@ -346,17 +436,14 @@ def test_foreign_messages_are_refused_in_one_line(text: str | bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_what_a_worker_counted_in_its_broker_stands_beside_the_parts_for_a_minute(tmp_path: Path) -> None:
-    clock = FakeClock()
-    with Store(str(tmp_path), clock=clock) as store:
-        ledger = Ledger(store, clock=clock)
-        ledger.note_queues("rq", [QueueCount(queue="mail", waiting=3, taken=1), QueueCount(queue="web", waiting=None)])
-        ledger.note_queues("celery", [QueueCount(queue="mail", waiting=8)])
-        ledger.note_queues("rq", [QueueCount(queue="mail", waiting=2, taken=1)])
-        rows = {(row["engine"], row["queue"]): row for row in ledger.statistics()}
-        assert rows.keys() == {("celery", "mail"), ("rq", "mail")}
-        assert (rows["rq", "mail"]["broker_waiting"], rows["rq", "mail"]["broker_taken"]) == (2, 1)
-        assert (rows["celery", "mail"]["broker_waiting"], rows["celery", "mail"]["broker_taken"]) == (8, None)
-        assert rows["rq", "mail"]["waiting"] == 0
-        clock.advance(COUNTED_S + 1)
-        assert ledger.statistics() == []
+def test_what_a_worker_counted_in_its_broker_stands_beside_the_parts_for_a_minute(ledger: Ledger) -> None:
+    ledger.note_queues("rq", [QueueCount(queue="mail", waiting=3, taken=1), QueueCount(queue="web", waiting=None)])
+    ledger.note_queues("celery", [QueueCount(queue="mail", waiting=8)])
+    ledger.note_queues("rq", [QueueCount(queue="mail", waiting=2, taken=1)])
+    rows = {(row["engine"], row["queue"]): row for row in ledger.statistics()}
+    assert rows.keys() == {("celery", "mail"), ("rq", "mail")}
+    assert (rows["rq", "mail"]["broker_waiting"], rows["rq", "mail"]["broker_taken"]) == (2, 1)
+    assert (rows["celery", "mail"]["broker_waiting"], rows["celery", "mail"]["broker_taken"]) == (8, None)
+    assert rows["rq", "mail"]["waiting"] == 0
+    clock_of(ledger).advance(COUNTED_S + 1)
+    assert ledger.statistics() == []

@@ -1,4 +1,4 @@
-"""Queue statistics of the jobs in this user's store, for `monitor`."""
+"""Queue statistics of the jobs in this user's store, or in the database of MEMWARDEN_LEDGER, for `monitor`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 from memwarden.errors import StoreError
 from memwarden.jobs.ledger import Ledger
-from memwarden.store import Store
+from memwarden.jobs.places import open_place
 
 if TYPE_CHECKING:
     from typing import Any
+
+    from memwarden.jobs.shared import SharedPlace
+    from memwarden.store import Store
 
 SHOWN = ("waiting", "delayed", "running", "failed")
 
@@ -22,16 +25,16 @@ class Queues:
 
     def __init__(self, folder: str | None = None) -> None:
         self._folder = folder
-        self._store: Store | None = None
+        self._place: Store | SharedPlace | None = None
         self._before: str | None = None
         self.why_not = ""
 
     def look(self) -> list[dict[str, Any]]:
         """One row for each engine, queue and job type; none where it cannot be read."""
         try:
-            if self._store is None:
-                self._store = Store(self._folder, reading=True)
-            found = Ledger(self._store).statistics()
+            if self._place is None:
+                self._place = open_place(self._folder, reading=True)
+            found = Ledger(self._place).statistics()
         except StoreError as error:
             self.why_not = f"queues are not known: {error.where}: {error.what}"
             self.close()
@@ -48,10 +51,10 @@ class Queues:
         return words
 
     def close(self) -> None:
-        """Close the store."""
-        if self._store is not None:
-            self._store.close()
-            self._store = None
+        """Close what was opened."""
+        if self._place is not None:
+            self._place.close()
+            self._place = None
 
 
 def _in_words(row: dict[str, Any]) -> str:

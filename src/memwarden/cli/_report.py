@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from memwarden.blackbox import find_boxes, read_box
 from memwarden.errors import BlackBoxError, StoreError
 from memwarden.facts import Fact, Level
+from memwarden.jobs.places import LEDGER_VARIABLE, open_place
 from memwarden.judge import History as Samples
 from memwarden.judge.advise import fitting_limit
 from memwarden.judge.history import BUCKETS
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from memwarden.blackbox import Box, LeakState
     from memwarden.jobs.ledger import Quarantined, Season, Status
+    from memwarden.jobs.shared import SharedPlace
     from memwarden.ports import Clock, Machine
     from memwarden.supervise.autopsy import Autopsy
     from memwarden.supervise.service.fold import Tier
@@ -616,16 +619,26 @@ def _highest(point: Point) -> int | None:
 
 def _read_store(folder: str, span: Span, clock: Clock, missing: dict[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    shared = os.environ.get(LEDGER_VARIABLE)
+    if shared:
+        found |= _ask("jobs", missing, lambda: _read_shared(shared, span, clock), {})
     try:
         store = Store(folder, clock=clock, reading=True)
     except StoreError as error:
         is_there = os.path.exists(os.path.join(folder, STORE_NAME))
-        missing["alerts"] = missing["jobs"] = f"{error.where}: {error.what}" if is_there else "there is no store"
+        for name in ("alerts",) if shared else ("alerts", "jobs"):
+            missing[name] = f"{error.where}: {error.what}" if is_there else "there is no store"
         return found
     with store:
         found |= _ask("alerts", missing, lambda: _read_alerts(store, span, clock), {})
-        found |= _ask("jobs", missing, lambda: _read_jobs(store, span, clock), {})
+        if not shared:
+            found |= _ask("jobs", missing, lambda: _read_jobs(store, span, clock), {})
     return found
+
+
+def _read_shared(url: str, span: Span, clock: Clock) -> dict[str, Any]:
+    with closing(open_place(url=url)) as place:
+        return _read_jobs(place, span, clock)
 
 
 def _read_alerts(store: Store, span: Span, clock: Clock) -> dict[str, Any]:
@@ -706,7 +719,7 @@ def _episode(events: Sequence[Told], now: Incident | None, span: Span) -> Alert:
     )  # fmt: skip
 
 
-def _read_jobs(store: Store, span: Span, clock: Clock) -> dict[str, Any]:
+def _read_jobs(store: Store | SharedPlace, span: Span, clock: Clock) -> dict[str, Any]:
     from memwarden.jobs.ledger import Ledger
 
     ledger = Ledger(store, clock=clock)

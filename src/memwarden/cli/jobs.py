@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from memwarden.jobs.ledger import Ledger, Status
-    from memwarden.store import Store
 
-DESCRIPTION = "Memory-aware jobs of this user's store: status, statistics, ledger, quarantine, retry, and a worker."
+DESCRIPTION = (
+    "Memory-aware jobs of this user's store, or of a database: status, statistics, ledger, quarantine, retry, a worker."
+)
 
 
 MOST = 50
@@ -31,6 +32,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
     parser.description = DESCRIPTION
     parser.add_argument("--dir", help="the MEMWARDEN_DIR to look in")
+    parser.add_argument("--ledger", metavar="URL", help="the database to look in (default: $MEMWARDEN_LEDGER)")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="how to print (default: table)")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=False)
     parser.set_defaults(command="list", state=None, most=MOST)
@@ -39,6 +41,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         made = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
         made.add_argument("--dir", default=SUPPRESS, help="the MEMWARDEN_DIR to look in")
         if machine_readable:
+            made.add_argument("--ledger", metavar="URL", default=SUPPRESS, help="the database to look in")
             made.add_argument("--format", choices=("table", "json"), default=SUPPRESS, help="how to print")
         return made
 
@@ -69,22 +72,17 @@ def run(args: Namespace) -> int:
     """One of them."""
     if args.command == "work":
         return _work(args)
-    from memwarden.jobs.definition import store_folder
-    from memwarden.jobs.ledger import Ledger
-    from memwarden.store import Store
+    from contextlib import closing
 
-    with Store(store_folder(args.dir)) as store:
+    from memwarden.jobs.ledger import Ledger
+    from memwarden.jobs.places import open_place
+
+    with closing(open_place(args.dir, url=args.ledger)) as place:
         commands: dict[str, Callable[[Namespace, Ledger], int]] = {
             "list": _list, "status": _status, "stats": _stats, "ledger": _ledger, "quarantine": _quarantine,
             "retry": _retry, "cancel": _cancel,
         }  # fmt: skip
-        return commands[args.command](args, Ledger(_readable(store)))
-
-
-def _readable(store: Store) -> Store:
-    if store.path is None:
-        raise JobError(f"there is no store here ({store.degraded})", where="jobs", mend="give --dir")
-    return store
+        return commands[args.command](args, Ledger(place))
 
 
 # --- the worker ----------------------------------------------------------------------------------------------------

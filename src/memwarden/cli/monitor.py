@@ -182,9 +182,8 @@ class Watch:
         self._queues: Queues | None = None
         if plan.jobs:
             from memwarden.cli._queues import Queues
-            from memwarden.jobs.definition import store_folder
 
-            self._queues = Queues(store_folder(None))
+            self._queues = Queues()
 
     # --- outputs -------------------------------------------------------------------------------------------------
 

@@ -299,7 +299,7 @@ class Jobs(Submitting):
         app: Any,
         *,
         folder: str | None = None,
-        ledger: Ledger | None = None,
+        ledger: Ledger | str | None = None,
         memory_per_child: str | int | None = None,
         pressure: Watch | bool | None = None,
         sweep_s: float = SWEEP_S,

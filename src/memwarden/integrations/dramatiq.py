@@ -64,7 +64,7 @@ class Jobs(Submitting, Middleware):
 
     def __init__(
         self, broker: Broker, *, queues: Sequence[str] = ("default",), folder: str | None = None,
-        ledger: Ledger | None = None, pressure: Watch | bool | None = None, sweep_s: float = SWEEP_S,
+        ledger: Ledger | str | None = None, pressure: Watch | bool | None = None, sweep_s: float = SWEEP_S,
         resend_s: float = RESEND_S,
     ) -> None:  # fmt: skip
         if not isinstance(get_encoder(), JSONEncoder):

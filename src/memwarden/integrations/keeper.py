@@ -15,13 +15,11 @@ from memwarden.clock import SystemClock
 from memwarden.errors import MemwardenError, StoreError
 from memwarden.facts import Level
 from memwarden.jobs import sweep
-from memwarden.jobs.definition import store_folder
 from memwarden.jobs.ledger import Watch
 from memwarden.jobs.port import LEASE_S
 from memwarden.leader import Leader
 from memwarden.sense import Machine
 from memwarden.sense.cgroup import EVENTS, find_cgroup
-from memwarden.store import Store
 from memwarden.supervise.deaths import MACHINE_COUNTER, KillCounter, signal_name
 from memwarden.units import format_bytes
 
@@ -33,7 +31,7 @@ if TYPE_CHECKING:
     from memwarden.ports import Clock
     from memwarden.ports import Watch as PressureWatch
 
-__all__ = ["Gate", "Keeper", "Kills", "gate_for", "open_store"]
+__all__ = ["Gate", "Keeper", "Kills", "gate_for"]
 
 _log = logging.getLogger("memwarden.jobs")
 SIGKILL, SIGTERM = 9, 15
@@ -48,15 +46,6 @@ COUNT_S = 10.0
 # Held back for longer than this, work is let in again although memory did not come back: what holds it may only go
 # when work goes on (no waiting state without a timed exit).
 PAUSE_S = 60.0
-
-
-def open_store(folder: str | None) -> Store:
-    """The store of this machine, for a ledger. Raises StoreError where it would not survive the process."""
-    store = Store(store_folder(folder))
-    if store.degraded:
-        store.close()
-        raise StoreError(f"jobs need a place that survives: {store.degraded}", mend="set MEMWARDEN_DIR to a folder")
-    return store
 
 
 class Kills:

@@ -58,7 +58,12 @@ class Jobs(Submitting):
     can = Abilities(fresh=True, counts=True)
 
     def __init__(
-        self, connection: Any, *, folder: str | None = None, ledger: Ledger | None = None, resend_s: float = RESEND_S
+        self,
+        connection: Any,
+        *,
+        folder: str | None = None,
+        ledger: Ledger | str | None = None,
+        resend_s: float = RESEND_S,
     ) -> None:
         super().__init__(folder=folder, ledger=ledger, resend_s=resend_s)
         self.connection = connection

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from memwarden.integrations.keeper import open_store
 from memwarden.jobs import submit as submit_job
 from memwarden.jobs.ledger import RESEND_S, Ledger
+from memwarden.jobs.places import open_place
 from memwarden.jobs.port import Engine
 
 TYPE_CHECKING = False
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from memwarden.jobs.definition import Job
+    from memwarden.jobs.shared import SharedPlace
     from memwarden.store import Store
 
 __all__ = ["Submitting"]
@@ -20,15 +21,19 @@ __all__ = ["Submitting"]
 class Submitting(Engine):
     """An engine that submits to a ledger of its own, or to one that is given.
 
-    `folder` holds the ledger (MEMWARDEN_DIR where not given); or give a `ledger` of your own, for workers of several
-    machines. A message that was sent and not taken for `resend_s` is sent again: the broker lost it, or is that far
-    behind, and then the second one is dropped.
+    `folder` holds the ledger of this machine's workers. Those of several machines need one in a database: `ledger` is
+    its URL (PostgreSQL, MariaDB), or a Ledger of your own. Without both it is where MEMWARDEN_LEDGER says, a URL too,
+    or in MEMWARDEN_DIR. A message that was sent and not taken for `resend_s` is sent again: the broker lost it, or is
+    that far behind, and then the second one is dropped.
     """
 
-    def __init__(self, *, folder: str | None = None, ledger: Ledger | None = None, resend_s: float = RESEND_S) -> None:
+    def __init__(
+        self, *, folder: str | None = None, ledger: Ledger | str | None = None, resend_s: float = RESEND_S
+    ) -> None:
         self.folder = folder
-        self._ledger, self._resend_s = ledger, resend_s
-        self._store: Store | None = None
+        self._ledger = None if isinstance(ledger, str) else ledger
+        self._url, self._resend_s = ledger if isinstance(ledger, str) else None, resend_s
+        self._place: Store | SharedPlace | None = None
 
     @property
     def default_queue(self) -> str:
@@ -39,15 +44,15 @@ class Submitting(Engine):
     def ledger(self) -> Ledger:
         """Where everything is written. Raises StoreError where it would not survive this process."""
         if self._ledger is None:
-            self._store = open_store(self.folder)
-            self._ledger = Ledger(self._store, resend_s=self._resend_s)
+            self._place = open_place(self.folder, url=self._url)
+            self._ledger = Ledger(self._place, resend_s=self._resend_s)
         return self._ledger
 
     def close(self) -> None:
-        """Close the store, where this opened it. What was given in is its owner's."""
-        if self._store is not None:
-            self._store.close()
-            self._store = self._ledger = None
+        """Close what was opened here. A Ledger that was given in is its owner's."""
+        if self._place is not None:
+            self._place.close()
+            self._place = self._ledger = None
 
     def submit(
         self, job: Job, /, *args: Any, queue: str | None = None, priority: int = 0, delay_s: float = 0.0,

@@ -23,7 +23,7 @@ import secrets
 from random import random
 
 from memwarden.clock import SystemClock
-from memwarden.errors import JobError
+from memwarden.errors import JobError, StoreError
 from memwarden.facts import Fact
 from memwarden.jobs.blame import MOST_DEATHS, Blame, after_death, after_progress
 from memwarden.jobs.port import DEATHS, LEASE_S, Message
@@ -360,23 +360,36 @@ class Ledger:
         text = as_json(arguments, "its arguments", MOST_ARGUMENTS_BYTES, where=f"job {job!r}")
         now, root = self._clock.wall(), secrets.token_hex(12)
         key = None if unique is None else f"{job}:{unique}"
-        with self._place.transaction() as db:
-            if key is not None:
-                found = db.execute("SELECT id FROM jobs WHERE unique_key = :key", {"key": key}).fetchone()
-                if found is not None:
-                    return str(found[0]), False
-            db.execute(
-                "INSERT INTO jobs (id, name, type, queue, priority, state, arguments, options, unique_key, touched,"
-                " created_unix_s, parts) VALUES (:id, :name, :type, :queue, :priority, 'open', :arguments, :options,"
-                " :key, 0, :now, 0)",
-                {
-                    "id": root, "name": job, "type": type, "queue": queue, "priority": priority, "arguments": text,
-                    "options": json.dumps(dict(options or {})), "key": key, "now": now,
-                },
-            )  # fmt: skip
-            values = {"chunk": chunk, "engine": engine, "queue": queue, "priority": priority}
-            self._add(db, root, {**values, "due_unix_s": now + delay_s}, path="")
+        row = {
+            "id": root, "name": job, "type": type, "queue": queue, "priority": priority, "arguments": text,
+            "options": json.dumps(dict(options or {})), "key": key, "now": now,
+        }  # fmt: skip
+        part = {"chunk": chunk, "engine": engine, "queue": queue, "priority": priority, "due_unix_s": now + delay_s}
+        try:
+            with self._place.transaction() as db:
+                if key is not None and (found := self._open_one(db, key)) is not None:
+                    return found, False
+                db.execute(
+                    "INSERT INTO jobs (id, name, type, queue, priority, state, arguments, options, unique_key, touched,"
+                    " created_unix_s, parts) VALUES (:id, :name, :type, :queue, :priority, 'open', :arguments,"
+                    " :options, :key, 0, :now, 0)",
+                    row,
+                )
+                self._add(db, root, part, path="")
+        except StoreError:
+            if key is None:
+                raise
+            with self._place.transaction() as db:  # another machine submitted it at the same moment
+                found = self._open_one(db, key)
+            if found is None:
+                raise
+            return found, False
         return root, True
+
+    @staticmethod
+    def _open_one(db: Database, key: str) -> str | None:
+        found = db.execute("SELECT id FROM jobs WHERE unique_key = :key", {"key": key}).fetchone()
+        return None if found is None else str(found[0])
 
     def _add(self, db: Database, root: str, values: Mapping[str, Any], *, path: str | None = None) -> int:
         """A new part with these values of its columns; its number. `path`: None is that below its parent's."""
@@ -887,9 +900,11 @@ class Ledger:
 
     def running(self, engine: str | None = None) -> list[Part]:
         """The parts that workers have; those of one engine where it is given."""
-        query = f"SELECT {_COLUMNS} FROM job_parts WHERE state = 'running' AND (:engine IS NULL OR engine = :engine)"  # noqa: S608  our names
+        query = f"SELECT {_COLUMNS} FROM job_parts WHERE state = 'running'"  # noqa: S608  our names
+        if engine is not None:
+            query += " AND engine = :engine"
         with self._place.transaction() as db:
-            rows = db.execute(query, {"engine": engine}).fetchall()
+            rows = db.execute(query, {} if engine is None else {"engine": engine}).fetchall()
         return [Part(**dict(zip(Part._fields, row, strict=True))) for row in rows]
 
     def status(self, root: str) -> Status | None:
@@ -923,11 +938,11 @@ class Ledger:
 
     def jobs(self, *, state: str | None = None, most: int = 100) -> list[Status]:
         """The newest ones, of that state where it is given."""
-        query = (
-            "SELECT id FROM jobs WHERE (:state IS NULL OR state = :state) ORDER BY created_unix_s DESC, id LIMIT :most"
-        )
+        which = "" if state is None else "WHERE state = :state "
+        query = f"SELECT id FROM jobs {which}ORDER BY created_unix_s DESC, id LIMIT :most"  # noqa: S608  our words
+        values = {"most": most} if state is None else {"most": most, "state": state}
         with self._place.transaction() as db:
-            rows = db.execute(query, {"state": state, "most": most}).fetchall()
+            rows = db.execute(query, values).fetchall()
         return [found for row in rows if (found := self.status(row[0])) is not None]
 
     def note_queues(self, engine: str, counts: Sequence[QueueCount]) -> None:
@@ -1030,12 +1045,11 @@ class Ledger:
     def quarantined(self, root: str | None = None, *, most: int = 100) -> list[Quarantined]:
         """What was left out, the newest first."""
         names = Quarantined._fields
-        query = (
-            f"SELECT {', '.join(names)} FROM job_quarantine WHERE (:root IS NULL OR root = :root)"  # noqa: S608  our names
-            " ORDER BY unix_s DESC LIMIT :most"
-        )
+        which = "" if root is None else "WHERE root = :root "
+        query = f"SELECT {', '.join(names)} FROM job_quarantine {which}ORDER BY unix_s DESC LIMIT :most"  # noqa: S608  our names
+        values = {"most": most} if root is None else {"most": most, "root": root}
         with self._place.transaction() as db:
-            rows = db.execute(query, {"root": root, "most": most}).fetchall()
+            rows = db.execute(query, values).fetchall()
         found = [dict(zip(names, row, strict=True)) for row in rows]
         return [
             Quarantined(**{**each, "whole": bool(each["whole"]), "retried": bool(each["retried"])}) for each in found
@@ -1104,19 +1118,16 @@ class Ledger:
 
     def results(self, root: str) -> Iterator[Any]:
         """The results of the parts that have one, in the order of their keys, a few at a time."""
-        path = None
+        query = "SELECT path, result FROM job_parts WHERE root = :root AND mode <> 'finish' AND result IS NOT NULL"
+        behind, values = "", {"root": root}
         while True:
-            query = (
-                "SELECT path, result FROM job_parts WHERE root = :root AND mode <> 'finish' AND result IS NOT NULL"
-                " AND (:path IS NULL OR path > :path) ORDER BY path LIMIT 100"
-            )
             with self._place.transaction() as db:
-                rows = db.execute(query, {"root": root, "path": path}).fetchall()
+                rows = db.execute(f"{query}{behind} ORDER BY path LIMIT 100", values).fetchall()
             if not rows:
                 return
             for row in rows:
                 yield json.loads(row[1])
-            path = rows[-1][0]
+            behind, values = " AND path > :path", {"root": root, "path": rows[-1][0]}
 
 
 def _add_ending(values: dict[str, Any], row: Sequence[Any]) -> None:
