@@ -147,6 +147,29 @@ def test_being_told_to_end_is_a_clean_end(number: signal.Signals) -> None:
     assert len(json.loads(head + rest)["samples"]) == 1
 
 
+def test_another_signal_ends_no_wait_and_one_that_ends_it_needs_no_handler_to_have_run() -> None:
+    """Python's own handler in C writes the byte; ours runs when the program goes on."""
+    program = """
+import os, signal, threading, time
+from memwarden.cli._stop import stopped_by_signals
+seen = []
+signal.signal(signal.SIGUSR1, lambda *_: seen.append("usr1"))
+with stopped_by_signals() as stop:
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1))
+    timer.start()
+    before = time.monotonic()
+    assert not stop.wait(0.4)
+    assert time.monotonic() - before >= 0.4 and seen == ["usr1"]
+    again = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGHUP))
+    again.start()
+    assert stop.wait(60.0) and stop.is_set() and stop.wait(60.0)
+    timer.join(), again.join()
+assert signal.set_wakeup_fd(-1) == -1
+print("ended")
+"""
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"ended\n"
+
+
 def test_a_reader_that_goes_away_ends_it_quietly_and_the_export_is_whole(tmp_path: Path) -> None:
     target = tmp_path / "a.json"
     with running("--format", "csv", "--interval", "0.02", "--export", str(target)) as process:

@@ -14,6 +14,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+from memwarden.cli import main
+from memwarden.cli._queues import Queues
 from memwarden.errors import JobError, StoreError
 from memwarden.jobs import shared
 from memwarden.jobs.ledger import COUNTED_S, MOST_ARGUMENTS_BYTES, Ledger, LostError, Watch, Worker
@@ -252,6 +254,25 @@ def test_machines_that_share_a_ledger_take_each_part_once_and_submit_a_unique_jo
     finally:
         for each in places:
             each.close()
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("place", SERVERS, indirect=True)
+def test_the_command_line_asks_the_database(place: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    url = place._engine.url.render_as_string(hide_password=False)
+    ledger = Ledger(place)
+    root, _ = ledger.submit("shop.jobs:nightly", {}, engine="celery", queue="night")
+    ledger.note_queues("celery", [QueueCount(queue="night", waiting=7)])
+    assert main(["jobs", "--ledger", url, "stats", "--format", "json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["queue"], row["waiting"], row["broker_waiting"]) == ("night", 1, 7)
+    assert main(["jobs", "cancel", root, "--ledger", url]) == 0
+    status = ledger.status(root)
+    assert status is not None
+    assert status.state == "cancelled"
+    looks = Queues(environ={"MEMWARDEN_LEDGER": url})
+    assert [each["broker_waiting"] for each in looks.look()] == [7]
+    looks.close()
 
 
 def test_what_is_no_server_or_cannot_be_reached_is_said_in_one_line_without_its_password() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from memwarden.errors import StoreError
@@ -9,6 +10,7 @@ from memwarden.jobs.ledger import Ledger
 from memwarden.jobs.places import open_place
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
     from memwarden.jobs.shared import SharedPlace
@@ -23,8 +25,8 @@ class Queues:
     Whoever watches memory must not end because a store is not there yet, or is locked for a moment.
     """
 
-    def __init__(self, folder: str | None = None) -> None:
-        self._folder = folder
+    def __init__(self, folder: str | None = None, *, environ: Mapping[str, str] = os.environ) -> None:
+        self._folder, self._environ = folder, environ
         self._place: Store | SharedPlace | None = None
         self._before: str | None = None
         self.why_not = ""
@@ -33,7 +35,7 @@ class Queues:
         """One row for each engine, queue and job type; none where it cannot be read."""
         try:
             if self._place is None:
-                self._place = open_place(self._folder, reading=True)
+                self._place = open_place(self._folder, reading=True, environ=self._environ)
             found = Ledger(self._place).statistics()
         except StoreError as error:
             self.why_not = f"queues are not known: {error.where}: {error.what}"

@@ -7,16 +7,15 @@ written and exit code 0, because ending a monitor is how one uses it.
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from collections import deque
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from math import floor
 from typing import TYPE_CHECKING, Any
 
 from memwarden.cli import _alerting, _table
 from memwarden.cli._export import Outlet, Recorder, open_export
+from memwarden.cli._stop import stopped_by_signals
 from memwarden.cli._targets import Ended, Group, OneProcess, Surroundings, lines_here
 from memwarden.errors import ConfigError
 from memwarden.facts import Level
@@ -28,7 +27,6 @@ from memwarden.units import format_bytes, format_duration, format_ratio, parse_b
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Iterator, Sequence
 
     from memwarden.cli._queues import Queues
     from memwarden.cli._rich import RichTable
@@ -100,7 +98,7 @@ def run(args: Namespace) -> int:
     target = _target(args, machine, clock, plan.limit_bytes)
     judge = Judge(lines_here(machine))
     with ExitStack() as stack:
-        stop = stack.enter_context(_stopped_by_signals())
+        stop = stack.enter_context(stopped_by_signals())
         watch = Watch(target, judge, clock, plan)
         try:
             watch.open(args)
@@ -435,68 +433,3 @@ def _row_of(finding: Finding) -> dict[str, Any]:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-# --- ending by a signal ------------------------------------------------------------------------------------------
-
-
-class _Stop:
-    """An event that a signal handler may set while the main thread waits for it.
-
-    threading.Event may not be: its lock is held for a moment of every wait, and a handler that runs in that moment
-    in the same thread would wait for it for ever. A byte in a pipe has no such moment.
-    """
-
-    def __init__(self) -> None:
-        self._read, self._write = os.pipe()
-        self._set = False
-
-    def set(self) -> None:
-        self._set = True
-        os.write(self._write, b"\0")
-
-    def is_set(self) -> bool:
-        return self._set
-
-    def wait(self, timeout: float) -> bool:
-        from select import select
-
-        if not self._set:
-            select([self._read], [], [], timeout)
-        return self._set
-
-    def close(self) -> None:
-        os.close(self._read)
-        os.close(self._write)
-
-
-@contextmanager
-def _stopped_by_signals() -> Iterator[Any]:
-    """An event that SIGINT, SIGTERM and SIGHUP set, each unless it is ignored already (nohup)."""
-    if sys.platform == "win32":  # select takes sockets only there, and a handler runs in the main thread anyway
-        from threading import Event
-
-        stop: Any = Event()
-    else:
-        stop = _Stop()
-    before = {number: signal.getsignal(number) for number in _ending()}
-    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
-
-    def end(number: int, _frame: object) -> None:
-        stop.set()
-        # Whoever asks twice means it: a monitor that cannot write (Ctrl-S, a stuck pipe) must end all the same.
-        signal.signal(number, before[signal.Signals(number)] or signal.SIG_DFL)
-
-    for number in before:
-        signal.signal(number, end)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-        if isinstance(stop, _Stop):
-            stop.close()
-
-
-def _ending() -> Sequence[signal.Signals]:
-    return [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-from threading import Event
 
 from memwarden.blackbox import directory
+from memwarden.cli._stop import stopped_by_signals
 from memwarden.config import settle, table
 from memwarden.errors import ConfigError, StoreError
 from memwarden.store import state_directory
@@ -17,6 +16,7 @@ from memwarden.units import parse_bytes
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
+    from typing import Any
 
 # Below it not even the coarsest tier of one process fits.
 _SMALLEST = 1 << 20
@@ -32,7 +32,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Serve until SIGTERM or SIGINT. Raises StoreError where one serves that folder already, and ConfigError."""
+    """Serve until SIGTERM, SIGINT or SIGHUP. Raises ConfigError, and StoreError where one serves that folder."""
+    with stopped_by_signals() as stop:
+        return _serve(args, stop)
+
+
+def _serve(args: Namespace, stop: Any) -> int:
     most_bytes = parse_bytes(args.history_size, where="--history-size")
     if most_bytes < _SMALLEST:
         raise ConfigError("is too small for any history", where="--history-size", mend="give 1M or more")
@@ -43,9 +48,6 @@ def run(args: Namespace) -> int:
         raise StoreError("no folder is known", where="memwarden serve", mend="set MEMWARDEN_DIR")
     level = logging.WARNING if args.quiet else logging.INFO
     logging.basicConfig(level=level, stream=sys.stderr, format="memwarden serve: %(levelname)s %(message)s")
-    stop = Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     found, where = table("alerts", environ=os.environ)
     from memwarden.supervise.service.service import Service
     from memwarden.warden.telling import settings_of
