@@ -18,7 +18,7 @@ from memwarden.cli import main
 from memwarden.cli._queues import Queues
 from memwarden.errors import JobError, StoreError
 from memwarden.jobs import shared
-from memwarden.jobs.ledger import COUNTED_S, MOST_ARGUMENTS_BYTES, Ledger, LostError, Watch, Worker
+from memwarden.jobs.ledger import BEHIND, COUNTED_S, MOST_ARGUMENTS_BYTES, RESEND_S, Ledger, LostError, Watch, Worker
 from memwarden.jobs.port import DEATHS, MOST_BYTES, Message, QueueCount
 from memwarden.store import Store
 from memwarden.testing import FakeClock
@@ -468,3 +468,28 @@ def test_what_a_worker_counted_in_its_broker_stands_beside_the_parts_for_a_minut
     assert rows["rq", "mail"]["waiting"] == 0
     clock_of(ledger).advance(COUNTED_S + 1)
     assert ledger.statistics() == []
+
+
+def test_what_waits_in_a_broker_that_is_behind_is_not_sent_again_and_again(ledger: Ledger) -> None:
+    root, _ = ledger.submit("work", {}, engine="rq", queue="mail")
+    (message,) = ledger.unsent("rq")
+    ledger.mark_sent(message)
+
+    def after(seconds: float, waiting: int | None) -> list[Message]:
+        clock_of(ledger).advance(seconds)
+        if waiting is not None:
+            ledger.note_queues("rq", [QueueCount(queue="mail", waiting=waiting)])
+        return ledger.unsent("rq")
+
+    assert after(RESEND_S - 1, 1) == []
+    assert after(2, 1) == []  # it is there
+    assert after(COUNTED_S - 1, None) == []
+    assert after(2, None) == [message]  # nobody has counted of late
+    assert after(0, 40) == []  # others' messages are not told from ours
+    assert after(0, 0) == [message]  # it is lost
+    assert after((BEHIND - 1) * RESEND_S, 40) == [message]
+    ledger.mark_sent(message)
+    assert after(RESEND_S + 1, 40) == []
+    fresh, _ = ledger.submit("work", {}, engine="rq", queue="mail")
+    assert [each.root for each in ledger.unsent("rq")] == [fresh]
+    assert root != fresh

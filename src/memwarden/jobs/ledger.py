@@ -72,6 +72,8 @@ OPEN = ("ready", "running", "waiting")
 # What was sent and never taken for so long is sent again: the broker lost it, or is that far behind (then the second
 # message is dropped when it comes).
 RESEND_S = 900.0
+# Where a worker counted that the broker is only behind, that many times as long: others' messages count there too.
+BEHIND = 8
 # Children of one part that are open at once: enough for any number of local workers, few enough for any broker.
 WINDOW = 64
 # What a worker counted in a broker is news for so long, of so many queues.
@@ -808,15 +810,32 @@ class Ledger:
         """What this engine has to send: due (for one that can delay, also what is not), and unsent or sent in vain."""
         now = self._clock.wall()
         query = (
-            "SELECT p.root, p.part, p.attempt, p.low, p.high, j.name FROM job_parts p JOIN jobs j ON j.id = p.root"
-            " WHERE p.state = 'ready' AND p.engine = :engine AND ((p.sent < p.attempt AND p.due_unix_s <= :due) OR"
-            " (p.sent = p.attempt AND p.due_unix_s <= :old AND p.updated_unix_s <= :old)) ORDER BY p.priority DESC,"
-            " p.due_unix_s LIMIT :most"
+            "SELECT p.root, p.part, p.attempt, p.low, p.high, j.name, p.sent FROM job_parts p JOIN jobs j ON"
+            " j.id = p.root WHERE p.state = 'ready' AND p.engine = :engine AND ((p.sent < p.attempt AND"
+            " p.due_unix_s <= :due) OR (p.sent = p.attempt AND p.due_unix_s <= :old AND p.updated_unix_s <= :old{}))"
+            " ORDER BY p.priority DESC, p.due_unix_s LIMIT :most"
         )
+        values = {"engine": engine, "due": 1e18 if delayed else now, "old": now - self.resend_s, "most": most}
         with self._place.transaction() as db:
-            values = {"engine": engine, "due": 1e18 if delayed else now, "old": now - self.resend_s, "most": most}
-            rows = db.execute(query, values).fetchall()
+            rows = db.execute(query.format(""), values).fetchall()
+            full = self._full(db, engine, now) if any(row[6] == row[2] for row in rows) else []
+            if full:
+                marks = ", ".join(f":full{index}" for index in range(len(full)))
+                values |= {f"full{index}": queue for index, queue in enumerate(full)}
+                values["older"] = now - BEHIND * self.resend_s
+                later = f" AND (p.queue NOT IN ({marks}) OR p.updated_unix_s <= :older)"
+                rows = db.execute(query.format(later), values).fetchall()
         return [Message(job=row[5], root=row[0], part=row[1], attempt=row[2], low=row[3], high=row[4]) for row in rows]
+
+    @staticmethod
+    def _full(db: Database, engine: str, now: float) -> list[str]:
+        """The queues in which at least half of what was sent still waits: nothing is lost there, they are behind."""
+        query = (
+            "SELECT q.queue FROM job_queues q WHERE q.engine = :engine AND q.unix_s >= :since AND 2 * q.waiting >="
+            " (SELECT COUNT(*) FROM job_parts p WHERE p.state = 'ready' AND p.engine = :engine AND p.queue = q.queue"
+            " AND p.sent = p.attempt)"
+        )
+        return [row[0] for row in db.execute(query, {"engine": engine, "since": now - COUNTED_S}).fetchall()]
 
     def due(self, engine: str, *, queues: Sequence[str] = (), most: int = 50) -> list[tuple[Part, str]]:
         """Parts that can be begun now with their jobs' names: those of the highest priority, then the oldest, first."""
