@@ -231,7 +231,7 @@ class Survival:
         def counted() -> bool:
             rows = [row for row in site.ledger.statistics() if row["engine"] == site.jobs.name]
             known = {row["queue"]: row["broker_waiting"] for row in rows}
-            return known.get("default") == 0 and (known.get("unserved") or 0) >= 1  # sent again and again
+            return known.get(site.jobs.default_queue) == 0 and (known.get("unserved") or 0) >= 1  # sent again and again
 
         wait_for(counted, "the broker's queues in the ledger")
 

@@ -421,17 +421,18 @@ class Jobs(Submitting):
             return ()
 
     def _count(self) -> Iterator[QueueCount]:
-        rows = (row for row in self.ledger.statistics() if row["engine"] == self.name and row["waiting"])
+        named = {row["queue"] for row in self.ledger.statistics() if row["engine"] == self.name and row["waiting"]}
         default = self.app.conf.task_default_queue
-        known = {default if row["queue"] == "default" else row["queue"] for row in rows}
-        for name in sorted(known | set(self.app.amqp.queues)):
+        for name in sorted((named - {"default"}) | {default, *self.app.amqp.queues}):
             # Its own: asking RabbitMQ for what is not there closes it.
             with contextlib.closing(self._connection.channel()) as channel:
                 try:
                     count = channel.queue_declare(queue=name, passive=True).message_count
                 except self._connection.channel_errors:
                     count = 0
-            yield QueueCount(queue="default" if name == default else name, waiting=count)
+            yield QueueCount(queue=name, waiting=count)
+            if name == default != "default" and "default" in named:  # jobs that name no queue may be under either
+                yield QueueCount(queue="default", waiting=count)
 
     # --- in a child ----------------------------------------------------------------------------------------------
 
