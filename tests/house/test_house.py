@@ -55,6 +55,7 @@ THIRD_PARTIES = {
     "memwarden.flow.database.reader": {"sqlalchemy"},
     "memwarden.flow.database.run": {"sqlalchemy"},
     "memwarden.flow.database.statement": {"sqlalchemy"},
+    "memwarden.jobs.shared": {"sqlalchemy"},
     "memwarden.jobs.statements": {"sqlalchemy"},
     "memwarden.flow.arrow": {"pyarrow"},
     "memwarden.tell.channels.apprise": {"apprise"},
