@@ -55,14 +55,15 @@ class LevelRules:
         self._clear_below, self._exceeded_below = clear_below, 1.0 - clear_gap
         self._at_least: list[float | None] = [None] * 4  # since when the level is at least that
         self._below: list[float | None] = [None] * 4  # since when it is below that
-        self.told = Level.NORMAL
+        self.told = self._before = Level.NORMAL
         self.exceeded = False
         self._fits_since_s: float | None = None
 
     def weigh(self, level: Level, ratio: float | None, now_s: float) -> Sequence[Change]:
         """One look: what changed by it. `ratio` is the share of the limit in use."""
-        if not level and not self.told and not self.exceeded and self._at_least[1] is None:
-            return ()
+        if level == self._before == self.told and not self.exceeded and (ratio is None or ratio < 1.0):
+            return ()  # as it was: no time that runs could end anything
+        self._before = level
         found = []
         if self._follow_excess(ratio, now_s):
             what = "raised" if self.exceeded else "cleared"
