@@ -61,7 +61,7 @@ class LevelRules:
 
     def weigh(self, level: Level, ratio: float | None, now_s: float) -> Sequence[Change]:
         """One look: what changed by it. `ratio` is the share of the limit in use."""
-        if level == self._before == self.told and not self.exceeded and (ratio is None or ratio < 1.0):
+        if level == self._before == self.told and not self.exceeded and (not level or ratio is None or ratio < 1.0):
             return ()  # as it was: no time that runs could end anything
         self._before = level
         found = []
