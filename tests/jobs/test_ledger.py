@@ -458,8 +458,12 @@ def test_foreign_messages_are_refused_in_one_line(text: str | bytes) -> None:
 
 
 def test_what_a_worker_counted_in_its_broker_stands_beside_the_parts_for_a_minute(ledger: Ledger) -> None:
-    ledger.note_queues("rq", [QueueCount(queue="mail", waiting=3, taken=1), QueueCount(queue="web", waiting=None)])
+    ledger.note_queues("rq", [QueueCount(queue="web", waiting=None), QueueCount(queue="mail", waiting=3, taken=1)])
+    clock_of(ledger).advance(COUNTED_S - 1)
     ledger.note_queues("celery", [QueueCount(queue="mail", waiting=8)])
+    ledger.note_queues("rq", [QueueCount(queue="mail", waiting=2, taken=1)])
+    assert {row["queue"] for row in ledger.statistics()} == {"mail", "web"}
+    clock_of(ledger).advance(2)
     ledger.note_queues("rq", [QueueCount(queue="mail", waiting=2, taken=1)])
     rows = {(row["engine"], row["queue"]): row for row in ledger.statistics()}
     assert rows.keys() == {("celery", "mail"), ("rq", "mail")}

@@ -95,6 +95,9 @@ def _work(args: Namespace) -> int:
 
     from memwarden.jobs.runner import Runner
 
+    if args.ledger:
+        mend = "leave it out: parts of the local engine are in this machine's store"
+        raise ConfigError("is for workers of a broker", where="--ledger", mend=mend)
     logging.basicConfig(level=logging.WARNING, format="memwarden jobs: %(message)s")
     if "" not in sys.path:
         sys.path.insert(0, os.getcwd())

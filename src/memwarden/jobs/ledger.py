@@ -965,19 +965,21 @@ class Ledger:
         return [found for row in rows if (found := self.status(row[0])) is not None]
 
     def note_queues(self, engine: str, counts: Sequence[QueueCount]) -> None:
-        """What a worker has just counted in the broker of this engine; it replaces what was known."""
+        """What a worker has just counted in the broker of this engine. Queues that are gone are forgotten later."""
         now = self._clock.wall()
+        known = "UPDATE job_queues SET waiting = :waiting, taken = :taken, unix_s = :now"
+        new = (
+            "INSERT INTO job_queues (engine, queue, waiting, taken, unix_s)"
+            " VALUES (:engine, :queue, :waiting, :taken, :now)"
+        )
         with self._place.transaction() as db:
-            db.execute("DELETE FROM job_queues WHERE engine = :engine", {"engine": engine})
-            for each in counts[:MOST_QUEUES]:
-                db.execute(
-                    "INSERT INTO job_queues (engine, queue, waiting, taken, unix_s)"
-                    " VALUES (:engine, :queue, :waiting, :taken, :now)",
-                    {
-                        "engine": engine, "queue": each.queue[:100], "waiting": each.waiting, "taken": each.taken,
-                        "now": now,
-                    },
-                )  # fmt: skip
+            for each in sorted(counts, key=lambda count: count.queue)[:MOST_QUEUES]:  # in one order on all machines
+                row: dict[str, Any] = {"engine": engine, "queue": each.queue[:100], "now": now}
+                row |= {"waiting": each.waiting, "taken": each.taken}
+                if not db.execute(f"{known} WHERE engine = :engine AND queue = :queue", row).rowcount:
+                    db.execute(new, row)
+            values = {"engine": engine, "old": now - COUNTED_S}
+            db.execute("DELETE FROM job_queues WHERE engine = :engine AND unix_s < :old", values)
 
     def statistics(self) -> list[dict[str, Any]]:
         """Per engine, queue and job type: parts that wait, run, are delayed; jobs that are open, done, failed.

@@ -38,6 +38,23 @@ _NAMES = re.compile(r"\b(jobs|job_(?:parts|attempts|quarantine|events|sizes|queu
 _META = sa.MetaData()
 
 
+# Whoever waits for the ledger may be a worker's only loop: a server that does not answer is away (seconds).
+_CONNECT_S, _ANSWER_S = 5, 30
+_PATIENCE = {
+    "psycopg": {"connect_timeout": _CONNECT_S, "tcp_user_timeout": _ANSWER_S * 1000},
+    "psycopg2": {"connect_timeout": _CONNECT_S, "tcp_user_timeout": _ANSWER_S * 1000},
+    "pymysql": {"connect_timeout": _CONNECT_S, "read_timeout": _ANSWER_S, "write_timeout": _ANSWER_S},
+}
+
+
+def _engine_of(url: str) -> Engine:
+    """What the URL itself says counts."""
+    made = sa.make_url(url)
+    patience = _PATIENCE.get(made.get_dialect().driver, {})
+    words = {name: value for name, value in patience.items() if name not in made.query}
+    return sa.create_engine(made, pool_pre_ping=True, connect_args=words)
+
+
 def _varchar(length: int) -> sa.String:
     """One that tells A from a."""
     strict = VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin")
@@ -103,7 +120,7 @@ class SharedPlace:
 
     def __init__(self, source: Engine | str) -> None:
         try:
-            engine = sa.create_engine(source, pool_pre_ping=True) if isinstance(source, str) else source
+            engine = _engine_of(source) if isinstance(source, str) else source
         except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError) as error:
             mend = "write postgresql+psycopg://user@host/name, and install that driver"
             raise StoreError(f"is no database that can be opened ({error})", where="ledger", mend=mend) from None
@@ -118,13 +135,10 @@ class SharedPlace:
 
     def _open(self) -> None:
         try:
-            for _ in range(2):  # of two processes that make them at once one fails, and finds them then
-                try:
-                    _META.create_all(self._engine)
-                except (sa.exc.ProgrammingError, sa.exc.IntegrityError, sa.exc.OperationalError):
-                    continue
-                return
-            _META.create_all(self._engine)
+            try:
+                _META.create_all(self._engine)
+            except sa.exc.DBAPIError:  # of two processes that make them at once one fails, and finds them then
+                _META.create_all(self._engine)
         except sa.exc.SQLAlchemyError as error:
             raise self._failed(error) from error
 

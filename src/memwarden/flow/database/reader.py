@@ -351,7 +351,7 @@ class Reader:
 
     def _whole(self, plan: Keyset, cutter: Cutter, asked: int) -> int:
         """How many bytes the texts of so many rows may have for a query without a cursor; 0 for one with a cursor."""
-        most = cutter.target_bytes // _TEXTS_PART
+        most = min(cutter.target_bytes, self._limit_bytes) // _TEXTS_PART
         narrow = self._mean_bytes is not None and asked * self._mean_bytes <= most
         return most if narrow and plan.lengths and self._streams and self.number >= self._whole_from else 0
 
