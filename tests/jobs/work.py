@@ -233,7 +233,7 @@ def never_splits(chunk: list[int], run: Run, count: int) -> int:
     return int(run.split())
 
 
-@job(limit="256M", items=lambda: iter([1]))
+@job(limit="1G", items=lambda: iter([1]))
 def has_bad_items(chunk: list[int]) -> None: ...
 
 
