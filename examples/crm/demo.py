@@ -162,7 +162,7 @@ class Demo:
         self.switch("slow")
         self.show.heads()
         self.rows(until=lambda _now: self.level_reached(*HIGH) and self.freed_bytes(), within_s=LEAK_S)
-        check(self.level_reached("WARNING"), f"the level did not reach WARNING within {LEAK_S:.0f} s")
+        # Not through WARNING in any case: where the limit is near in time it rises by two at once.
         check(self.level_reached(*HIGH), f"the level did not reach CRITICAL within {LEAK_S:.0f} s")
         check(self.freed_bytes(), "nothing that was done at CRITICAL freed anything")
 
