@@ -32,7 +32,7 @@ def tell(*what): print(json.dumps(what), flush=True)
 """
 CRASHING = """
 import mmap, tempfile
-folder = tempfile.mkdtemp() + "/orjson"; os.mkdir(folder)
+kept = tempfile.TemporaryDirectory(); folder = kept.name + "/orjson"; os.mkdir(folder)
 with open(folder + "/orjson.so", "w+b") as file:
     file.truncate(4096); held = mmap.mmap(file.fileno(), 4096, access=mmap.ACCESS_READ)
 """

@@ -137,20 +137,20 @@ def test_what_comes_and_goes_is_over_after_an_hour_of_quiet(desk: Desk) -> None:
 
 def flap(series: list[tuple[float, float]]) -> Desk:
     """(seconds, ratio) through the rules of a process and the engine, as a Warden does it; 75 % is the line."""
-    folder = tempfile.mkdtemp(prefix="memwarden-flap-")
-    desk = Desk(folder, settings_of())
-    found = desk.settings
-    rules = LevelRules(
-        raise_for_s=found.raise_for_s, clear_for_s=found.clear_for_s, clear_below=0.70, clear_gap=found.clear_gap
-    )
-    for seconds, ratio in series:
-        desk.clock.advance(seconds)
-        level = Level.WARNING if ratio >= 0.75 else Level.NORMAL
-        for change in rules.weigh(level, ratio, desk.clock.monotonic()):
-            desk.outbox.take([desk.signal(change.what, change.level, kind=change.kind)])
-        desk.outbox.wake()
-        desk.deliver()
-    desk.outbox.close()
+    with tempfile.TemporaryDirectory(prefix="memwarden-flap-") as folder:
+        desk = Desk(folder, settings_of())
+        found = desk.settings
+        rules = LevelRules(
+            raise_for_s=found.raise_for_s, clear_for_s=found.clear_for_s, clear_below=0.70, clear_gap=found.clear_gap
+        )
+        for seconds, ratio in series:
+            desk.clock.advance(seconds)
+            level = Level.WARNING if ratio >= 0.75 else Level.NORMAL
+            for change in rules.weigh(level, ratio, desk.clock.monotonic()):
+                desk.outbox.take([desk.signal(change.what, change.level, kind=change.kind)])
+            desk.outbox.wake()
+            desk.deliver()
+        desk.outbox.close()
     return desk
 
 
@@ -422,7 +422,15 @@ def test_whatever_comes_each_state_is_told_in_turn(
     steps: list[tuple[str, int, str, str, float]],
 ) -> None:
     """Never a recovery without a beginning, never two beginnings without an end, a named reason for everything."""
-    desk = Desk(tempfile.mkdtemp(prefix="memwarden-steps-"), settings_of())
+    with tempfile.TemporaryDirectory(prefix="memwarden-steps-") as folder:
+        desk = Desk(folder, settings_of())
+        try:
+            _each_in_turn(desk, steps)
+        finally:
+            desk.outbox.close()
+
+
+def _each_in_turn(desk: Desk, steps: list[tuple[str, int, str, str, float]]) -> None:
     for what, level, member, kind, seconds in steps:
         if what == "ack":
             desk.outbox.acknowledge(f"{kind}:shop", "me")
