@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
@@ -217,8 +218,11 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, servers: dict[str, Any
 @pytest.mark.server
 @pytest.mark.parametrize("place", SERVERS, indirect=True)
 def test_the_same_holds_in_a_database(place: Any) -> None:
-    made: Any = lambda: Ledgers(place)  # noqa: E731  a class is all that its type knows
-    run_state_machine_as_test(made, settings=settings(Ledgers.TestCase.settings, max_examples=10))
+    class Here(Ledgers):
+        def __init__(self) -> None:
+            super().__init__(place)
+
+    run_state_machine_as_test(Here, settings=settings(Ledgers.TestCase.settings, max_examples=10))
 
 
 @pytest.mark.server
@@ -272,6 +276,17 @@ def test_the_command_line_asks_the_database(place: Any, capsys: pytest.CaptureFi
     assert status.state == "cancelled"
     looks = Queues(environ={"MEMWARDEN_LEDGER": url})
     assert [each["broker_waiting"] for each in looks.look()] == [7]
+    looks.close()
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("place", SERVERS, indirect=True)
+def test_who_only_looks_makes_no_tables(place: Any) -> None:
+    url = place._engine.url.render_as_string(hide_password=False)
+    shared._META.drop_all(place._engine)
+    looks = Queues(environ={"MEMWARDEN_LEDGER": url})
+    assert (looks.look(), "cannot be used" in looks.why_not) == ([], True)
+    assert sa.inspect(place._engine).get_table_names() == []
     looks.close()
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _WORKERS = """
 import logging, signal
+from memwarden.blackbox import find_boxes, read_box
 EIGHT = 8
 forced, notices, states = "forced", "notices", "states"
 open(forced, "w").close()
@@ -63,6 +64,10 @@ def force(level, among):
         file.write(level)
     os.replace(forced + ".new", forced)
     wait_until(lambda: all(latest().get(pid, ("",))[0] == level for pid in among), 40)
+
+def acted():
+    boxes = map(read_box, find_boxes(os.path.join(os.environ["MEMWARDEN_DIR"], "run")))
+    return {box.pid for box in boxes if any(event.kind == "action" for event in box.events)}
 
 def spoke():
     return [int(line[0]) for line in lines(notices) if line[1] == "memory"]
@@ -117,7 +122,7 @@ def test_no_two_of_eight_workers_clean_up_at_once_and_the_leader_is_the_first(tm
 force("NORMAL", workers)
 leader = [pid for pid in workers if latest()[pid][1]]
 force("CRITICAL", workers)
-time.sleep(6)  # whoever would clean up besides it has had the time to
+wait_until(lambda: len(acted()) == EIGHT, 60)
 tell(leader=leader)
 """
     ran = run(_program(script, "dict()"), str(tmp_path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING
 
 from memwarden.errors import StoreError
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from memwarden.jobs.shared import SharedPlace
     from memwarden.store import Store
 
+# After a look that failed it rests so many times as long as that took: a database that is away may take seconds to say
+# so, and whoever watches memory has something else to do.
+REST = 20
 SHOWN = ("waiting", "delayed", "running", "failed")
 
 
@@ -29,10 +33,14 @@ class Queues:
         self._folder, self._environ = folder, environ
         self._place: Store | SharedPlace | None = None
         self._before: str | None = None
+        self._not_before_s = 0.0
         self.why_not = ""
 
     def look(self) -> list[dict[str, Any]]:
         """One row for each engine, queue and job type; none where it cannot be read."""
+        began_s = time.monotonic()
+        if began_s < self._not_before_s:
+            return []
         try:
             if self._place is None:
                 self._place = open_place(self._folder, reading=True, environ=self._environ)
@@ -40,6 +48,8 @@ class Queues:
         except StoreError as error:
             self.why_not = f"queues are not known: {error.where}: {error.what}"
             self.close()
+            ended_s = time.monotonic()
+            self._not_before_s = ended_s + REST * (ended_s - began_s)
             return []
         self.why_not = ""
         return found

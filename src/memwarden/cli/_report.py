@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from memwarden.blackbox import find_boxes, read_box
 from memwarden.errors import BlackBoxError, StoreError
 from memwarden.facts import Fact, Level
-from memwarden.jobs.places import LEDGER_VARIABLE, open_place
+from memwarden.jobs.places import open_place
 from memwarden.judge import History as Samples
 from memwarden.judge.advise import fitting_limit
 from memwarden.judge.history import BUCKETS
@@ -194,9 +194,12 @@ class Report(Fact):
 
 def collect(
     folder: str, run_folder: str, span: Span, *, machine: Machine, clock: Clock, lines: tuple[float, float],
-    host: str = "",
+    host: str = "", ledger: str | None = None,
 ) -> Report:  # fmt: skip
-    """Everything that is on record of this span. `lines` are WARNING's and CRITICAL's shares of the limit, 0-1."""
+    """Everything that is on record of this span. `lines` are WARNING's and CRITICAL's shares of the limit, 0-1.
+
+    `ledger` is the URL of the database with the ledger of jobs, where it is not in the store.
+    """
     missing: dict[str, str] = {}
     ones = _Ones(span)
     boxes = _read_boxes(run_folder, missing)
@@ -206,7 +209,7 @@ def collect(
     for autopsy in deaths(machine, [box for box in boxes if _identity(box) not in alive]):
         ones.add_autopsy(autopsy, {_identity(box) for box in boxes if box.path in autopsy.boxes})
     known = _ask("history", missing, lambda: _read_history(folder, span, ones, lines, clock), {})
-    told = _read_store(folder, span, clock, missing)
+    told = _read_store(folder, span, clock, missing, ledger)
     ones.add_events(told.pop("events", ()))
     programs = ones.programs(known.pop("figures", {}))
     listed = programs[:MOST_PROGRAMS]
@@ -617,27 +620,28 @@ def _highest(point: Point) -> int | None:
 # --- the store -------------------------------------------------------------------------------------------------------
 
 
-def _read_store(folder: str, span: Span, clock: Clock, missing: dict[str, str]) -> dict[str, Any]:
+def _read_store(
+    folder: str, span: Span, clock: Clock, missing: dict[str, str], ledger: str | None
+) -> dict[str, Any]:  # fmt: skip
     found: dict[str, Any] = {}
-    shared = os.environ.get(LEDGER_VARIABLE)
-    if shared:
-        found |= _ask("jobs", missing, lambda: _read_shared(shared, span, clock), {})
+    if ledger:
+        found |= _ask("jobs", missing, lambda: _read_shared(ledger, span, clock), {})
     try:
         store = Store(folder, clock=clock, reading=True)
     except StoreError as error:
         is_there = os.path.exists(os.path.join(folder, STORE_NAME))
-        for name in ("alerts",) if shared else ("alerts", "jobs"):
+        for name in ("alerts",) if ledger else ("alerts", "jobs"):
             missing[name] = f"{error.where}: {error.what}" if is_there else "there is no store"
         return found
     with store:
         found |= _ask("alerts", missing, lambda: _read_alerts(store, span, clock), {})
-        if not shared:
+        if not ledger:
             found |= _ask("jobs", missing, lambda: _read_jobs(store, span, clock), {})
     return found
 
 
 def _read_shared(url: str, span: Span, clock: Clock) -> dict[str, Any]:
-    with closing(open_place(url=url)) as place:
+    with closing(open_place(url=url, reading=True)) as place:
         return _read_jobs(place, span, clock)
 
 

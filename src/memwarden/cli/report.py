@@ -72,6 +72,7 @@ def _collect(named: str | None, span: Span) -> Report:
     from memwarden.cli._report import collect
     from memwarden.cli._targets import lines_here
     from memwarden.config import settle
+    from memwarden.jobs.places import LEDGER_VARIABLE
     from memwarden.sense import Machine, SystemClock
     from memwarden.store import state_directory
 
@@ -81,8 +82,9 @@ def _collect(named: str | None, span: Span) -> Report:
     machine = Machine()
     lines = lines_here(machine)
     return collect(
-        folder, box_folder(named), span, machine=machine, clock=SystemClock(), lines=(lines.warning, lines.critical)
-    )
+        folder, box_folder(named), span, machine=machine, clock=SystemClock(), lines=(lines.warning, lines.critical),
+        ledger=None if named else os.environ.get(LEDGER_VARIABLE),
+    )  # fmt: skip
 
 
 def span_of(since: str, until: str | None, now_s: float) -> Span:

@@ -229,6 +229,8 @@ class Part(Fact):
 
 
 _COLUMNS = ", ".join(Part._fields)
+# Of the fields of Part, which are ours; what is asked for is always bound.
+_PARTS_WHERE = f"SELECT {_COLUMNS} FROM job_parts WHERE "  # noqa: S608  no value of anybody's is in it
 _NEW: Mapping[str, Any] = {
     "mode": "work", "state": "ready", "chunk": 1, "careful": 0, "deaths": 0, "blamed_deaths": 0, "innocent": 0,
     "errors": 0, "attempt": 0, "sent": -1, "due_unix_s": 0.0, "beat": 0, "items": 0, "share": 0,
@@ -264,6 +266,10 @@ class Quarantined(Fact):
     text: str
     unix_s: float
     retried: bool
+
+
+# Of the fields of Quarantined, as above.
+_QUARANTINED = f"SELECT {', '.join(Quarantined._fields)} FROM job_quarantine "  # noqa: S608  no value is in it
 
 
 class Status(Fact):
@@ -414,7 +420,7 @@ class Ledger:
 
     @staticmethod
     def _part(db: Database, root: str, part: int) -> Part | None:
-        query = f"SELECT {_COLUMNS} FROM job_parts WHERE root = :root AND part = :part"  # noqa: S608  our names
+        query = f"{_PARTS_WHERE}root = :root AND part = :part"
         row = db.execute(query, {"root": root, "part": part}).fetchone()
         return None if row is None else Part(**dict(zip(Part._fields, row, strict=True)))
 
@@ -919,7 +925,7 @@ class Ledger:
 
     def running(self, engine: str | None = None) -> list[Part]:
         """The parts that workers have; those of one engine where it is given."""
-        query = f"SELECT {_COLUMNS} FROM job_parts WHERE state = 'running'"  # noqa: S608  our names
+        query = f"{_PARTS_WHERE}state = 'running'"
         if engine is not None:
             query += " AND engine = :engine"
         with self._place.transaction() as db:
@@ -957,9 +963,11 @@ class Ledger:
 
     def jobs(self, *, state: str | None = None, most: int = 100) -> list[Status]:
         """The newest ones, of that state where it is given."""
-        which = "" if state is None else "WHERE state = :state "
-        query = f"SELECT id FROM jobs {which}ORDER BY created_unix_s DESC, id LIMIT :most"  # noqa: S608  our words
-        values = {"most": most} if state is None else {"most": most, "state": state}
+        query = "SELECT id FROM jobs ORDER BY created_unix_s DESC, id LIMIT :most"
+        values: dict[str, Any] = {"most": most}
+        if state is not None:
+            query = "SELECT id FROM jobs WHERE state = :state ORDER BY created_unix_s DESC, id LIMIT :most"
+            values["state"] = state
         with self._place.transaction() as db:
             rows = db.execute(query, values).fetchall()
         return [found for row in rows if (found := self.status(row[0])) is not None]
@@ -1066,9 +1074,11 @@ class Ledger:
     def quarantined(self, root: str | None = None, *, most: int = 100) -> list[Quarantined]:
         """What was left out, the newest first."""
         names = Quarantined._fields
-        which = "" if root is None else "WHERE root = :root "
-        query = f"SELECT {', '.join(names)} FROM job_quarantine {which}ORDER BY unix_s DESC LIMIT :most"  # noqa: S608  our names
-        values = {"most": most} if root is None else {"most": most, "root": root}
+        query = f"{_QUARANTINED}ORDER BY unix_s DESC LIMIT :most"
+        values: dict[str, Any] = {"most": most}
+        if root is not None:
+            query = f"{_QUARANTINED}WHERE root = :root ORDER BY unix_s DESC LIMIT :most"
+            values["root"] = root
         with self._place.transaction() as db:
             rows = db.execute(query, values).fetchall()
         found = [dict(zip(names, row, strict=True)) for row in rows]
@@ -1098,7 +1108,7 @@ class Ledger:
                 raise JobError("is not known here", where=f"job {root}", mend="`memwarden jobs list` shows them")
             if job[0] not in ("done", "failed"):
                 raise JobError(f"is {job[0]}", where=f"job {root}", mend="only what is over can be tried again")
-            query = f"SELECT {_COLUMNS} FROM job_parts WHERE root = :root AND mode <> 'finish'"  # noqa: S608  our names
+            query = f"{_PARTS_WHERE}root = :root AND mode <> 'finish'"
             rows = db.execute(query, {"root": root}).fetchall()
             parts = {row[1]: Part(**dict(zip(Part._fields, row, strict=True))) for row in rows}
             left = [part for part in parts.values() if part.state == "failed"]

@@ -26,13 +26,14 @@ def open_place(
 ) -> Store | SharedPlace:  # fmt: skip
     """The database of this URL; else the store in this folder; else what MEMWARDEN_LEDGER names; else the user's store.
 
-    `reading` keeps no writer waiting. To be closed. Raises StoreError where it would not survive this process.
+    `reading` keeps no writer waiting, and makes no tables. To be closed. Raises StoreError where it would not survive
+    this process.
     """
     url = url or (environ.get(LEDGER_VARIABLE) if folder is None else None)
     if url:
         from memwarden.jobs.shared import SharedPlace
 
-        return SharedPlace(url)
+        return SharedPlace(url, reading=reading)
     store = Store(store_folder(folder), reading=reading)
     if store.degraded:
         store.close()

@@ -39,7 +39,7 @@ _META = sa.MetaData()
 
 
 # Whoever waits for the ledger may be a worker's only loop: a server that does not answer is away (seconds).
-_CONNECT_S, _ANSWER_S = 5, 30
+_CONNECT_S, _ANSWER_S = 2, 30
 _PATIENCE = {
     "psycopg": {"connect_timeout": _CONNECT_S, "tcp_user_timeout": _ANSWER_S * 1000},
     "psycopg2": {"connect_timeout": _CONNECT_S, "tcp_user_timeout": _ANSWER_S * 1000},
@@ -114,11 +114,13 @@ _table("job_queues", "engine:40* queue:100* waiting:int? taken:int? unix_s:real"
 class SharedPlace:
     """Where a ledger's tables are, for every machine that reaches this database. `source` is an Engine or its URL.
 
+    They are made where they are missing, but for whoever is only `reading`: that connects at its first question.
+
     Safe across threads, processes and forks. Raises StoreError where the database cannot be reached or is none of
     PostgreSQL, MariaDB and MySQL (SQLite is what the store's own file is).
     """
 
-    def __init__(self, source: Engine | str) -> None:
+    def __init__(self, source: Engine | str, *, reading: bool = False) -> None:
         try:
             engine = _engine_of(source) if isinstance(source, str) else source
         except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError) as error:
@@ -131,7 +133,8 @@ class SharedPlace:
         self._engine = engine.execution_options(isolation_level="READ COMMITTED")
         self._own = engine if isinstance(source, str) else None
         self._pid = os.getpid()
-        self._open()
+        if not reading:
+            self._open()
 
     def _open(self) -> None:
         try:

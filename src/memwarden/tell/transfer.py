@@ -25,16 +25,20 @@ _JSON = {"alert_silences": ("matcher",), "alert_states": ("state",), "alert_even
 _MOST = 20_000  # rows of one table of a damaged file
 
 
+# SQL has no parameters for the names of tables and columns. Those below are of TABLES, and what the new store itself
+# says its columns are; every value is bound.
+
+
 def rows_of(db: sqlite3.Connection, table: str, where: str = "1", values: Sequence[Any] = ()) -> Rows:
     """The rows of a table that meet a condition."""
-    found = db.execute(f"SELECT * FROM {table} WHERE {where}", values)  # noqa: S608  our own names and conditions
+    found = db.execute(f"SELECT * FROM {table} WHERE {where}", values)  # noqa: S608  `where` is written in this package
     return tuple(each[0] for each in found.description), found.fetchall()
 
 
 def put(db: sqlite3.Connection, table: str, columns: Sequence[str], row: Row, *, or_what: str = "IGNORE") -> None:
     """Insert one row; one that is there stays, or is replaced."""
     marks = ", ".join("?" * len(columns))
-    db.execute(f"INSERT OR {or_what} INTO {table} ({', '.join(columns)}) VALUES ({marks})", list(row))  # noqa: S608  our names
+    db.execute(f"INSERT OR {or_what} INTO {table} ({', '.join(columns)}) VALUES ({marks})", list(row))  # noqa: S608  names alone, as above
 
 
 def copy(rows: Mapping[str, Rows], new: Store, put_down: Callable[[sqlite3.Connection], None] | None = None) -> None:
@@ -89,7 +93,7 @@ def _readable(path: str, table: str, columns: Sequence[str]) -> list[Row]:
     for order in ("ASC", "DESC"):
         try:
             with closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=1.0)) as db:
-                text = f"SELECT {', '.join(columns)} FROM {table} ORDER BY 1 {order} LIMIT {_MOST}"  # noqa: S608  our names
+                text = f"SELECT {', '.join(columns)} FROM {table} ORDER BY 1 {order} LIMIT {_MOST}"  # noqa: S608  names alone, as above
                 for row in db.execute(text):
                     if _is_sound(table, columns, row):
                         found[row] = None
