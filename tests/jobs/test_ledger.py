@@ -492,6 +492,7 @@ def test_what_a_worker_counted_in_its_broker_stands_beside_the_parts_for_a_minut
 def test_what_waits_in_a_broker_that_is_behind_is_not_sent_again_and_again(ledger: Ledger) -> None:
     root, _ = ledger.submit("work", {}, engine="rq", queue="mail")
     (message,) = ledger.unsent("rq")
+    assert (ledger.queues_waiting("rq"), ledger.queues_waiting("celery")) == ({"mail"}, set())
     ledger.mark_sent(message)
 
     def after(seconds: float, waiting: int | None) -> list[Message]:

@@ -421,7 +421,7 @@ class Jobs(Submitting):
             return ()
 
     def _count(self) -> Iterator[QueueCount]:
-        named = {row["queue"] for row in self.ledger.statistics() if row["engine"] == self.name and row["waiting"]}
+        named = self.ledger.queues_waiting(self.name)
         default = self.app.conf.task_default_queue
         for name in sorted((named - {"default"}) | {default, *self.app.amqp.queues}):
             # Its own: asking RabbitMQ for what is not there closes it.

@@ -107,8 +107,7 @@ class Jobs(Submitting, Middleware):
 
     def statistics(self) -> tuple[QueueCount, ...]:
         """What waits in the queues that are declared here, and of open jobs. () where the broker cannot be asked."""
-        rows = self.ledger.statistics()
-        known = {row["queue"] for row in rows if row["engine"] == self.name and row["waiting"]}
+        known = self.ledger.queues_waiting(self.name)
         try:
             return tuple(
                 QueueCount(queue=name, waiting=self._waiting(name))

@@ -42,8 +42,8 @@ _log = logging.getLogger("memwarden.jobs")
 _PDEATHSIG = 1  # PR_SET_PDEATHSIG, include/uapi/linux/prctl.h
 TICK_S = 0.5
 SEND_S = 15  # a broker that does not answer for so long is away
-COUNT_S = 3  # what waits in it is only counted, so it is not waited for
-MOST_QUEUES = 40  # names of 100 characters, 12 bytes each at worst: within the 64 KiB of a pipe
+COUNTING_S = 3  # what waits in it is only counted, so it is not waited for
+MOST_COUNTED = 40  # names of 100 characters, 12 bytes each at worst: within the 64 KiB of a pipe
 _MOST_BYTES = 8192  # a message is at most a kilobyte, what is said of it 500 characters of up to 12 as JSON
 
 
@@ -60,7 +60,7 @@ class ForkedEngine:
         """What waits in the broker; () where it cannot be asked."""
         said, its = os.pipe()
         try:
-            done = self._in_child(lambda: os.write(its, _as_text(self._engine.statistics())), COUNT_S)
+            done = self._in_child(lambda: os.write(its, _as_text(self._engine.statistics())), COUNTING_S)
         finally:
             os.close(its)
             with open(said, "rb") as file:
@@ -238,7 +238,7 @@ def _ready(descriptors: list[int]) -> list[int]:
 
 def _as_text(counts: tuple[QueueCount, ...]) -> bytes:
     """Short enough for a pipe to take it at once."""
-    return json.dumps([(each.queue[:100], each.waiting, each.taken) for each in counts[:MOST_QUEUES]]).encode()
+    return json.dumps([(each.queue[:100], each.waiting, each.taken) for each in counts[:MOST_COUNTED]]).encode()
 
 
 def _next(requests: socket.socket) -> tuple[str, socket.socket] | None:

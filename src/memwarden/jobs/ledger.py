@@ -972,6 +972,12 @@ class Ledger:
             rows = db.execute(query, values).fetchall()
         return [found for row in rows if (found := self.status(row[0])) is not None]
 
+    def queues_waiting(self, engine: str) -> set[str]:
+        """The queues in which parts of this engine wait. Cheap, however much is on record: an index has them."""
+        query = "SELECT DISTINCT queue FROM job_parts WHERE state = 'ready' AND engine = :engine"
+        with self._place.transaction() as db:
+            return {row[0] for row in db.execute(query, {"engine": engine}).fetchall()}
+
     def note_queues(self, engine: str, counts: Sequence[QueueCount]) -> None:
         """What a worker has just counted in the broker of this engine. Queues that are gone are forgotten later."""
         now = self._clock.wall()
