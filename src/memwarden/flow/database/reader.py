@@ -155,7 +155,7 @@ class Reader:
         self._pager = Pager(limit_bytes, most_rows=MOST_PAGE_ROWS)
         self._mean_bytes: float | None = None
         self._page_bytes = 0.0  # of a row of the last page
-        self._whole_from = 0  # the number of the chunk from which on the database may be asked for a whole one
+        self._plain_from = 0  # the number of the chunk from which on the database may be asked for a whole one
         self._fetched = 0  # rows of the present query
         self._cursor: Any = None
         self._stream: CursorResult[Any] | None = None
@@ -320,7 +320,7 @@ class Reader:
         chunk, position, ended = None, low, False
         while chunk is None and not ended:
             asked = self._ask_for(cutter, target)
-            most_bytes = self._whole(plan, cutter, asked)
+            most_bytes = self._most_text_bytes(plan, cutter, asked)
             query, values = plan.page(position, high, asked, most_bytes)
             before = cutter.seen
             result = self._execute(query, values, stream=not most_bytes and asked > self._bounded)
@@ -331,7 +331,7 @@ class Reader:
                 raise
             self._leave(result, 0 if chunk is None or most_bytes else asked - self._fetched)
             if most_bytes and cutter.seen == before:  # it had more, or there is nothing more: the cursor will tell
-                self._whole_from = self.number + _REST_CHUNKS
+                self._plain_from = self.number + _REST_CHUNKS
             elif chunk is None and cutter.seen - before < asked:
                 chunk, ended = cutter.flush(), True
             elif chunk is None and cutter.room_bytes < target * _NEARLY:
@@ -349,11 +349,11 @@ class Reader:
         expected = int((target - cutter.bytes) / mean)
         return min(room, max(PAGE_ROWS, expected))
 
-    def _whole(self, plan: Keyset, cutter: Cutter, asked: int) -> int:
+    def _most_text_bytes(self, plan: Keyset, cutter: Cutter, asked: int) -> int:
         """How many bytes the texts of so many rows may have for a query without a cursor; 0 for one with a cursor."""
         most = min(cutter.target_bytes, self._limit_bytes) // _TEXTS_PART
         narrow = self._mean_bytes is not None and asked * self._mean_bytes <= most
-        return most if narrow and plan.lengths and self._streams and self.number >= self._whole_from else 0
+        return most if narrow and plan.lengths and self._streams and self.number >= self._plain_from else 0
 
     def _leave(self, result: CursorResult[Any], left: int) -> None:
         """Close a query of which at most so many rows were not fetched."""
