@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memwarden.jobs import Abilities, Engine, Ledger, QueueCount, Run, Watch, job, perform, submit, sweep
+from memwarden.jobs.sources import Items
 from memwarden.store import Store
 from tests.jobs import work
 from tests.jobs.contract import EngineContract
@@ -87,6 +89,30 @@ def test_whatever_is_split_is_complete_and_in_order(
         assert status is not None
         assert status.state == "done"
         assert (bench.ledger.result(root) if count else []) == list(range(count))
+
+
+def test_how_many_items_are_left_is_counted_a_few_times_and_not_for_every_chunk(bench: Inline) -> None:
+    """A count may be a walk through an index of a million rows."""
+    counts: list[int] = []
+
+    class Counted(Items):
+        def count(self, low: str | None, high: str | None) -> int:
+            counts.append(super().count(low, high))
+            return counts[-1]
+
+    kept: list[bytes] = []
+
+    @job(items=lambda: Counted(range(400)), chunk=1, limit="1G", name="tests:counted")
+    def keeps(chunk: list[int]) -> None:
+        kept.extend(os.urandom(128 * 1024) for _ in chunk)
+
+    root = submit(keeps, {}, engine=bench, ledger=bench.ledger)
+    bench.work()
+    status = bench.ledger.status(root)
+    assert status is not None
+    assert (status.state, status.items, len(kept)) == ("done", 400, 400)
+    assert 1 <= len(counts) <= 9  # the logarithm of what was left
+    assert sorted(counts, reverse=True) == counts
 
 
 class TestInline(EngineContract):

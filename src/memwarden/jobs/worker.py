@@ -228,6 +228,7 @@ class _Attempt:
         self.sink: Any = None
         self.leaks = False
         self._each: float | None = None  # bytes that an item keeps, as far as it was learned
+        self._counted: tuple[int | None, int] | None = None  # items that were left when so many were done
         self.result: Any = None
         self.has_result = False
 
@@ -474,6 +475,15 @@ class _Attempt:
     # --- splitting ---------------------------------------------------------------------------------------------
 
     def _left(self, source: Splittable) -> int | None:
+        """How many items are left. Counting may be a walk through an index: again when half of them are done."""
+        counted, done = self._counted or (None, 0)
+        since = self.claim.part.items - done
+        if counted is None or 2 * since > counted:
+            counted, since = self._count(source), 0
+            self._counted = counted, self.claim.part.items
+        return None if counted is None else max(0, counted - since)
+
+    def _count(self, source: Splittable) -> int | None:
         part = self.claim.part
         if self.job.sized is not None and part.part == 0:
             count = self.job.sized(**taken_by(self.job.sized, self.claim.arguments))
