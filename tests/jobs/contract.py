@@ -89,6 +89,18 @@ class EngineContract:
         root = self.send(bench, work.waits, count=7)
         assert (over(bench, root).state, bench.ledger.result(root)) == ("done", 7)
 
+    def test_a_class_is_a_job(self, bench: Bench) -> None:
+        bench.start()
+        path = self.path(bench)
+        assert work.effects(path) == {}
+        root = self.send(bench, work.Notes, count=200, path=path)
+        status = over(bench, root)
+        assert (status.state, status.type, bench.ledger.result(root)) == ("done", "bulk", list(range(200)))
+        assert work.effects(path) == dict.fromkeys(range(200), 1)
+        assert status.parts["done"] > 4
+        root = self.send(bench, work.Body)
+        assert (over(bench, root).state, bench.ledger.result(root)) == ("done", 6)
+
     def test_a_split_job_is_complete_disjoint_and_in_order(self, bench: Bench) -> None:
         """So many items of 64 MiB each do not fit into 1 GiB; parts do. More parts than are open at once, if cheap."""
         bench.start()

@@ -48,6 +48,19 @@ def test_options_of_the_decorator(options: dict[str, Any], said: str) -> None:
     assert said in str(caught.value)
 
 
+def test_a_class_without_the_method_is_refused() -> None:
+    with pytest.raises(ConfigError, match="has no method `handle`; give it handle"):
+        job(type("Empty", (), {}))
+
+
+def test_a_class_stays_usable_and_its_arguments_are_those_of_its_constructor() -> None:
+    assert work.Notes(3, "nowhere").handle.__name__ == "handle"
+    assert work.Notes.arguments((3,), {"path": "x"}) == {"count": 3, "path": "x"}
+    with pytest.raises(JobError, match="needs the argument 'path'"):
+        work.Notes.arguments((3,), {})
+    assert (work.Body.arguments((), {}), work.Body.options()["reduce"]) == ({}, False)
+
+
 def test_arguments_that_the_function_does_not_take(bench: Inline) -> None:
     for arguments, said in (({}, "needs the argument 'count'"), ({"count": 1, "b": 2}, "takes no argument 'b'")):
         with pytest.raises(JobError, match=said):
@@ -60,6 +73,7 @@ def test_arguments_that_the_function_does_not_take(bench: Inline) -> None:
         (work.has_bad_items, "its items are a list_iterator, which cannot be taken up in the middle"),
         (work.splits_nothing, "has no items to cut"),
         (work.no_json, "its result cannot be written as JSON"),
+        (work.HasItemsThatAreNoMethod, "its `items` is a tuple; make it a method"),
     ],
 )
 def test_a_job_that_cannot_work_fails_at_once_with_the_reason(bench: Inline, made: Any, said: str) -> None:

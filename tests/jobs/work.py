@@ -116,6 +116,49 @@ def fails(chunk: list[int], count: int, path: str, times: int) -> None:
     note(path, chunk)
 
 
+@job(chunk=5, limit="256M", type="bulk", bytes_per_item="4M", backoff=0.0)
+class Notes:
+    """A class as a job, with all that one may have; its items do not fit into one part."""
+
+    def __init__(self, count: int, path: str) -> None:
+        self.count, self.path = count, path
+
+    def items(self) -> range:
+        return range(self.count)
+
+    def sized(self) -> int:
+        return self.count
+
+    def sink(self) -> str:
+        return self.path
+
+    def handle(self, chunk: list[int], run: Run) -> list[int]:
+        run.connection.executemany("INSERT INTO effects VALUES (?, ?)", [(item, os.getpid()) for item in chunk])
+        return chunk
+
+    @staticmethod
+    def reduce(so_far: list[int], value: list[int]) -> list[int]:
+        return joined(so_far, value)
+
+
+@job(limit="1G")
+class Body:
+    """A class whose `handle` is the whole body."""
+
+    def __init__(self, count: int = 3) -> None:
+        self.count = count
+
+    async def handle(self) -> int:
+        return self.count * 2
+
+
+@job(limit="1G")
+class HasItemsThatAreNoMethod:
+    items = (1, 2)
+
+    def handle(self, chunk: list[int]) -> None: ...
+
+
 @job(limit="1G")
 async def waits(count: int) -> int:
     """A coroutine function as a whole body."""

@@ -1,4 +1,4 @@
-"""What a memory-aware job is: a function, its figures, and where its items come from."""
+"""What a memory-aware job is: a function or class, its figures, and where its items come from."""
 
 from __future__ import annotations
 
@@ -47,19 +47,23 @@ _lock = threading.Lock()
 
 
 class Job:
-    """A function made memory-aware by `@job`. Calling it calls the function; engines run it by its `name`.
+    """A function or class made memory-aware by `@job`. Calling it calls that; engines run it by its `name`.
 
-    With `items`, the function is a handler: it is called as `function(chunk, ...)` for each chunk, a list of items, and
+    With `items`, a function is a handler: it is called as `function(chunk, ...)` for each chunk, a list of items, and
     the loop, the cursor, the stop and the split are not its business. Without, the function is the whole body, and
     `run.check()` and `run.each()` are its safe points. Either gets those of the job's arguments that it names, and the
     `Run` where it has a parameter `run`.
+
+    A class is made once for each attempt, with the job's arguments; its method `handle` is then what the function is
+    above. Its methods `items`, `sized`, `sink` and `reduce`, where it has them, are what the decorator's would be.
     Coroutine functions are awaited.
     """
 
     def __init__(self, function: Callable[..., Any], *, name: str, items: Callable[..., Any] | None,
                  given: Mapping[str, Any], reduce: Callable[[Any, Any], Any] | None, sink: Any,
                  sized: Callable[..., int | None] | None) -> None:  # fmt: skip
-        functools.update_wrapper(self, function)
+        self.is_class = inspect.isclass(function)
+        functools.update_wrapper(self, function, updated=() if self.is_class else ("__dict__",))
         self.function = function
         self.name = name
         self.items = items
@@ -68,11 +72,9 @@ class Job:
         self.sized = sized
         self.given = given
         self.type: str = given["type"]
-        self.is_async = inspect.iscoroutinefunction(function)
-        self.wants_run = "run" in _parameters(function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The plain function."""
+        """The plain function, or an instance of the class."""
         return self.function(*args, **kwargs)
 
     def __repr__(self) -> str:
@@ -95,13 +97,17 @@ class Job:
     def options(self) -> dict[str, Any]:
         """What the ledger keeps of them with each submitted job."""
         kept = {key: self.given[key] for key in ("retries", "backoff_s", "timeout_s", "keep_s", "bytes_per_item")}
-        return {**kept, "reduce": self.reduce is not None}
+        return {**kept, "reduce": self.has("reduce")}
+
+    def has(self, name: str) -> bool:
+        """Whether it has `items`, `sized`, `sink` or `reduce`, from the decorator or as a method of its class."""
+        return getattr(self, name) is not None or (self.is_class and hasattr(self.function, name))
 
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """All by name, as the ledger keeps them. Raises JobError where nobody takes them, or where one is missing."""
         own = _parameters(self.function)
         own.pop("run", None)
-        if self.items is not None:
+        if self.items is not None and not self.is_class:
             own.pop(next(iter(own), ""), None)  # the chunk
         if len(args) > len(own):
             raise JobError(f"takes at most {len(own)} arguments", where=f"job {self.name!r}")
@@ -119,13 +125,66 @@ class Job:
                 raise JobError(f"needs the argument {name!r}", where=f"job {self.name!r}")
         return given
 
-    def source(self, arguments: Mapping[str, Any]) -> Splittable | None:
-        """Its items for these arguments; None where it has none. Raises JobError."""
-        if self.items is None:
+    def bind(self, arguments: Mapping[str, Any]) -> Bound:
+        """With its arguments, for one attempt; the instance of a class is made here. Raises what that raises."""
+        return Bound(self, arguments)
+
+
+class Bound:
+    """A job with its arguments, in the process that does it: what the frame around it calls."""
+
+    def __init__(self, job: Job, arguments: Mapping[str, Any]) -> None:
+        self._job, self._arguments = job, arguments
+        self._owner = job.function(**taken_by(job.function, arguments)) if job.is_class else None
+        handler = job.function if self._owner is None else self._owner.handle
+        self._handler = handler
+        self._given = taken_by(handler, arguments)
+        self._wants_run = "run" in _parameters(handler)
+        self.is_async = inspect.iscoroutinefunction(handler)
+        self.reduce: Callable[[Any, Any], Any] | None = self._part("reduce")
+
+    def call(self, *chunk: Any, run: Any) -> Any:
+        """The handler with a chunk, or the body with none; a coroutine where it is one."""
+        given = {**self._given, "run": run} if self._wants_run else self._given
+        return self._handler(*chunk, **given)
+
+    def source(self) -> Splittable | None:
+        """Its items; None where it has none. Raises JobError."""
+        items = self._part("items")
+        if items is None:
             return None
         from memwarden.jobs.sources import source_of
 
-        return source_of(self.items(**taken_by(self.items, arguments)), job=self.name)
+        return source_of(self._called(items), job=self._job.name)
+
+    def sink(self) -> Any:
+        """Its own database; None where it has none."""
+        sink = self._part("sink")
+        return self._called(sink) if callable(sink) and not hasattr(sink, "connect") else sink
+
+    @property
+    def has_size(self) -> bool:
+        """Whether it says by itself how many items it has."""
+        return self._job.has("sized")
+
+    def size(self) -> int | None:
+        """How many items it says that it has."""
+        sized = self._part("sized")
+        found: int | None = None if sized is None else self._called(sized)
+        return found
+
+    def _part(self, name: str) -> Any:
+        given = getattr(self._job, name)
+        if given is not None or self._owner is None:
+            return given
+        found = getattr(self._owner, name, None)
+        if found is not None and name != "sink" and not callable(found):
+            where = f"job {self._job.name!r}"
+            raise JobError(f"its `{name}` is a {type(found).__name__}", where=where, mend="make it a method")
+        return found
+
+    def _called(self, function: Callable[..., Any]) -> Any:
+        return function(**taken_by(function, self._arguments))
 
 
 def taken_by(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,7 +258,7 @@ def job(
     timeout: str | float | None = None,
     keep: str | float = "7d",
 ) -> Any:
-    """Make a function a memory-aware job: `@job` or `@job(limit="256M", chunk=50, items=...)`.
+    """Make a function or a class a memory-aware job: `@job` or `@job(limit="256M", chunk=50, items=...)`.
 
     `items(**arguments)` gives the splittable input: a sequence, a path of a file (its lines), a SQLAlchemy statement
     with its engine (`jobs.rows`), or a `Splittable`. `limit`, `chunk` and `split` come from the `type`'s profile where
@@ -235,6 +294,9 @@ def job(
         full = name or f"{function.__module__}:{function.__qualname__}"
         if len(full) > NAME_CHARACTERS or not full.isprintable():
             raise ConfigError(f"{full[:60]!r}... is no name", where="name", mend="give up to 200 printable characters")
+        if inspect.isclass(function) and not callable(getattr(function, "handle", None)):
+            mend = "give it handle(self, chunk) with items, or handle(self) without"
+            raise ConfigError(f"the class {full!r} has no method `handle`", where="job", mend=mend)
         made = Job(function, name=full, items=items, given=given, reduce=reduce, sink=sink, sized=sized)
         with _lock:
             _registry[full] = made

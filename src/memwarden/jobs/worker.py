@@ -17,7 +17,7 @@ from memwarden.errors import JobError, StoreError
 from memwarden.facts import Fact
 from memwarden.flow.sizing import Sizer
 from memwarden.jobs import run as runs
-from memwarden.jobs.definition import find, taken_by
+from memwarden.jobs.definition import find
 from memwarden.jobs.guard import Guard
 from memwarden.jobs.ledger import MOST_RESULT_BYTES, WINDOW, LostError, Worker, as_json
 from memwarden.jobs.plan import Growth, share_of, should_split
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
-    from memwarden.jobs.definition import Job
+    from memwarden.jobs.definition import Bound, Job
     from memwarden.jobs.leaks import Runs
     from memwarden.jobs.ledger import Claim, Ledger, Watch
     from memwarden.jobs.port import Engine
@@ -223,6 +223,7 @@ class _Attempt:
         self._start_s = self._clock.monotonic()
         self._timeout_s: float | None = claim.options.get("timeout_s")
         self.guard = Guard(job.name, self.profile.limit_bytes, shed=context.shed)
+        self._bound: Bound
         self._sizer = Sizer()
         self._runner: Any = None  # of coroutines
         self.sink: Any = None
@@ -296,6 +297,7 @@ class _Attempt:
 
     def _work(self) -> Ending:
         part, mode = self.claim.part, self.claim.part.mode
+        self._bound = self.job.bind(self.claim.arguments)
         self._take_result()
         if mode == "finish":
             return self._fold()
@@ -307,7 +309,7 @@ class _Attempt:
             )  # fmt: skip
             # A process that had other jobs before may be full of theirs: a fresh one will do, and is asked for.
             return self._failed(error, final=self.engine.can.fresh)
-        source = self.job.source(self.claim.arguments)
+        source = self._bound.source()
         if source is None:
             return self._body()
         if mode == "cut":
@@ -360,20 +362,20 @@ class _Attempt:
             return "timeout"
         return ""
 
-    def _call(self, *args: Any, **kwargs: Any) -> Any:
-        if not self.job.is_async:
-            return self.job.function(*args, **kwargs)
+    def _call(self, run: Run, *chunk: Any) -> Any:
+        if not self._bound.is_async:
+            return self._bound.call(*chunk, run=run)
         if self._runner is None:
             import asyncio
 
             self._runner = asyncio.Runner()
-        return self._runner.run(self.job.function(*args, **kwargs))
+        return self._runner.run(self._bound.call(*chunk, run=run))
 
     def _keep_result(self, value: Any) -> None:
         if value is None:
             return
-        if self.has_result and self.job.reduce is not None:
-            value = self.job.reduce(self.result, value)
+        if self.has_result and self._bound.reduce is not None:
+            value = self._bound.reduce(self.result, value)
         self.result, self.has_result = value, True
 
     def _new_run(self, **more: Any) -> Run:
@@ -390,12 +392,9 @@ class _Attempt:
             self.claim = self.ledger.advance(self.claim, cursor, items)
 
         run = self._new_run(keep=keep, cursor=self.claim.part.position)
-        given = taken_by(self.job.function, self.claim.arguments)
-        if self.job.wants_run:
-            given["run"] = run
         token = runs.entered(run)
         try:
-            self._keep_result(self._call(**given))
+            self._keep_result(self._call(run))
         finally:
             runs.left(token)
         return self._done()
@@ -418,9 +417,6 @@ class _Attempt:
             return split
         run = self._new_run(may_split=self.profile.split)
         run.connection_of = None if self.sink is None else self.sink.connection
-        given = taken_by(self.job.function, self.claim.arguments)
-        if self.job.wants_run:
-            given["run"] = run
         growth, token = Growth(), runs.entered(run)
         reader = _Chunker(source, self.claim.part.cursor, self.claim.part.high, self._sizer)
         try:
@@ -435,7 +431,7 @@ class _Attempt:
                     self.ledger.announce(self.claim, high)
                 run.low, run.high, count = part.cursor, high, len(items)
                 try:
-                    self._keep_result(self._call(items, **given))
+                    self._keep_result(self._call(run, items))
                     if self.sink is not None:
                         self.sink.commit(high, count, self._result_text())
                 except BaseException:
@@ -455,12 +451,10 @@ class _Attempt:
 
     def _find_place(self) -> None:
         """Where to go on: what the sink says, where there is one; and without the item that killed three workers."""
-        if self.job.sink is not None:
+        sink = self._bound.sink()
+        if sink is not None:
             from memwarden.jobs.sink import Sink
 
-            sink = self.job.sink
-            if callable(sink) and not hasattr(sink, "connect"):
-                sink = sink(**taken_by(sink, self.claim.arguments))
             self.sink = Sink(sink, self.claim.part, job=self.job.name)
             if self.sink.position not in (None, self.claim.part.position):
                 done = self.sink.items - self.claim.part.items
@@ -485,8 +479,8 @@ class _Attempt:
 
     def _count(self, source: Splittable) -> int | None:
         part = self.claim.part
-        if self.job.sized is not None and part.part == 0:
-            count = self.job.sized(**taken_by(self.job.sized, self.claim.arguments))
+        if self._bound.has_size and part.part == 0:
+            count = self._bound.size()
             return None if count is None else max(0, count - part.items)
         return source.count(part.cursor, part.high)
 
