@@ -69,7 +69,7 @@ def until(bench: Bench, condition: Callable[[], bool], what: str) -> None:
 class EngineContract:
     """The same tests for each engine."""
 
-    def send(self, bench: Bench, job: Job, /, **arguments: Any) -> str:
+    def send(self, bench: Bench, job: Job | type, /, **arguments: Any) -> str:
         return submit(job, arguments, engine=bench.engine, ledger=bench.ledger)
 
     def path(self, bench: Bench) -> str:

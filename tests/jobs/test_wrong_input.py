@@ -12,6 +12,7 @@ import pytest
 
 from memwarden.errors import ConfigError, JobError, UnitError
 from memwarden.jobs import Ledger, Message, Runner, current, job, perform, should_split, submit
+from memwarden.jobs.definition import job_of
 from memwarden.store import Store
 from tests.jobs import work
 from tests.jobs.contract import over
@@ -54,11 +55,19 @@ def test_a_class_without_the_method_is_refused() -> None:
 
 
 def test_a_class_stays_usable_and_its_arguments_are_those_of_its_constructor() -> None:
-    assert work.Notes(3, "nowhere").handle.__name__ == "handle"
-    assert work.Notes.arguments((3,), {"path": "x"}) == {"count": 3, "path": "x"}
+    assert isinstance(work.Notes(3, "nowhere"), work.Notes)
+    notes, body = job_of(work.Notes), job_of(work.Body)
+    assert notes.arguments((3,), {"path": "x"}) == {"count": 3, "path": "x"}
     with pytest.raises(JobError, match="needs the argument 'path'"):
-        work.Notes.arguments((3,), {})
-    assert (work.Body.arguments((), {}), work.Body.options()["reduce"]) == ({}, False)
+        notes.arguments((3,), {})
+    assert (body.arguments((), {}), body.options()["reduce"], notes.options()["reduce"]) == ({}, False, True)
+
+
+def test_what_is_no_job_is_not_submitted(bench: Inline) -> None:
+    below = type("Below", (work.Body,), {})
+    for each, name in ((below, "Below"), (len, "len"), ("work:total", "'work:total'")):
+        with pytest.raises(JobError, match=f"{name}: is no job; decorate it with @job"):
+            submit(each, {}, engine=bench.engine, ledger=bench.ledger)  # type: ignore[arg-type]  # the point of it
 
 
 def test_arguments_that_the_function_does_not_take(bench: Inline) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from memwarden.jobs import submit as submit_job
+from memwarden.jobs.definition import job_of
 from memwarden.jobs.ledger import RESEND_S, Ledger
 from memwarden.jobs.places import open_place
 from memwarden.jobs.port import Engine
@@ -56,14 +57,15 @@ class Submitting(Engine):
             self._place = self._ledger = None
 
     def submit(
-        self, job: Job, /, *args: Any, queue: str | None = None, priority: int = 0, delay_s: float = 0.0,
+        self, job: Job | type, /, *args: Any, queue: str | None = None, priority: int = 0, delay_s: float = 0.0,
         unique: str | None = None, **kwargs: Any,
     ) -> str:  # fmt: skip
         """Write the job down and send its first message; its id, for `ledger.status`, `.result`, `.cancel`.
 
         What the job itself calls queue, priority, delay_s or unique goes through `jobs.submit`. Raises JobError.
         """
+        arguments = job_of(job).arguments(args, kwargs)
         return submit_job(
-            job, job.arguments(args, kwargs), engine=self, ledger=self.ledger, queue=queue or self.default_queue,
-            priority=priority, delay_s=delay_s, unique=unique,
+            job, arguments, engine=self, ledger=self.ledger, queue=queue or self.default_queue, priority=priority,
+            delay_s=delay_s, unique=unique,
         )  # fmt: skip

@@ -18,9 +18,17 @@ from memwarden.units import parse_bool, parse_bytes, parse_duration
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Any, TypedDict, Unpack, overload
+    from typing import Any, Protocol, TypedDict, TypeVar, Unpack, overload
 
     from memwarden.jobs.sources import Splittable
+
+    _C = TypeVar("_C")
+
+    class _Decorator(Protocol):
+        @overload
+        def __call__(self, function: type[_C], /) -> type[_C]: ...  # type: ignore[overload-overlap]  # it is callable
+        @overload
+        def __call__(self, function: Callable[..., Any], /) -> Job: ...
 
     class _Options(TypedDict, total=False):
         items: Callable[..., Any] | None
@@ -39,23 +47,26 @@ if TYPE_CHECKING:
         keep: str | float
 
 
-__all__ = ["Job", "find", "job", "settings", "store_folder"]
+__all__ = ["Job", "find", "job", "job_of", "settings", "store_folder"]
 
 NAME_CHARACTERS = 200
 _registry: dict[str, Job] = {}
 _lock = threading.Lock()
+# Where a class has its job.
+_OF_CLASS = "__memwarden_job__"
 
 
 class Job:
-    """A function or class made memory-aware by `@job`. Calling it calls that; engines run it by its `name`.
+    """A function or class made memory-aware by `@job`. Engines run it by its `name`; calling it calls the function.
 
     With `items`, a function is a handler: it is called as `function(chunk, ...)` for each chunk, a list of items, and
     the loop, the cursor, the stop and the split are not its business. Without, the function is the whole body, and
     `run.check()` and `run.each()` are its safe points. Either gets those of the job's arguments that it names, and the
     `Run` where it has a parameter `run`.
 
-    A class is made once for each attempt, with the job's arguments; its method `handle` is then what the function is
-    above. Its methods `items`, `sized`, `sink` and `reduce`, where it has them, are what the decorator's would be.
+    A class stays the class that it is, and `job_of` gives its job. One is made for each attempt, with the job's
+    arguments; its method `handle` is then what the function is above. Its methods `items`, `sized`, `sink` and
+    `reduce`, where it has them, are what the decorator's would be.
     Coroutine functions are awaited.
     """
 
@@ -74,7 +85,7 @@ class Job:
         self.type: str = given["type"]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The plain function, or an instance of the class."""
+        """The plain function."""
         return self.function(*args, **kwargs)
 
     def __repr__(self) -> str:
@@ -234,9 +245,11 @@ def store_folder(folder: str | None) -> str | None:
 if TYPE_CHECKING:
 
     @overload
+    def job(function: type[_C], /) -> type[_C]: ...  # type: ignore[overload-overlap]  # a class is callable too
+    @overload
     def job(function: Callable[..., Any], /) -> Job: ...
     @overload
-    def job(function: None = None, /, **options: Unpack[_Options]) -> Callable[[Callable[..., Any]], Job]: ...
+    def job(function: None = None, /, **options: Unpack[_Options]) -> _Decorator: ...
 
 
 def job(
@@ -290,7 +303,7 @@ def job(
             mend="give a function that opens one: each part runs in a process of its own",
         )  # fmt: skip
 
-    def make(function: Callable[..., Any]) -> Job:
+    def make(function: Callable[..., Any]) -> Any:
         full = name or f"{function.__module__}:{function.__qualname__}"
         if len(full) > NAME_CHARACTERS or not full.isprintable():
             raise ConfigError(f"{full[:60]!r}... is no name", where="name", mend="give up to 200 printable characters")
@@ -300,9 +313,21 @@ def job(
         made = Job(function, name=full, items=items, given=given, reduce=reduce, sink=sink, sized=sized)
         with _lock:
             _registry[full] = made
+        if made.is_class:
+            setattr(function, _OF_CLASS, made)
+            return function
         return made
 
     return make if function is None else make(function)
+
+
+def job_of(found: Job | type) -> Job:
+    """The job that this is, or that this class was made. Raises JobError."""
+    made = vars(found).get(_OF_CLASS) if isinstance(found, type) else found  # a class below it is none
+    if not isinstance(made, Job):
+        name = getattr(found, "__qualname__", repr(found))
+        raise JobError("is no job", where=f"{name[:60]}", mend="decorate it with @job")
+    return made
 
 
 def find(name: str) -> Job:

@@ -165,7 +165,7 @@ class Runner:
 
     def submit(
         self,
-        job: Job,
+        job: Job | type,
         arguments: Mapping[str, Any] | None = None,
         *,
         queue: str = "default",
@@ -178,9 +178,8 @@ class Runner:
         It is begun `delay` (seconds) from now at the earliest, those of higher `priority` first. Where a job of the
         same name and `unique` text is not over yet, nothing is added and that one's id is given.
         """
-        given = job.arguments((), arguments or {})
         return submit(
-            job, given, engine=self.engine, ledger=self.ledger, queue=queue, priority=priority,
+            job, arguments or {}, engine=self.engine, ledger=self.ledger, queue=queue, priority=priority,
             delay_s=parse_duration(delay, where="delay"), unique=unique,
         )  # fmt: skip
 

@@ -17,7 +17,7 @@ from memwarden.errors import JobError, StoreError
 from memwarden.facts import Fact
 from memwarden.flow.sizing import Sizer
 from memwarden.jobs import run as runs
-from memwarden.jobs.definition import find
+from memwarden.jobs.definition import find, job_of
 from memwarden.jobs.guard import Guard
 from memwarden.jobs.ledger import MOST_RESULT_BYTES, WINDOW, LostError, Worker, as_json
 from memwarden.jobs.plan import Growth, share_of, should_split
@@ -47,7 +47,7 @@ DEEPEST = 20
 
 
 def submit(
-    job: Job,
+    job: Job | type,
     arguments: Mapping[str, Any],
     *,
     engine: Engine,
@@ -59,13 +59,14 @@ def submit(
 ) -> str:
     """Write the job down and send its first message; its id. Where one with this `unique` key is open, that one's id.
 
-    Where the broker is away the job is written all the same, and `sweep` sends it. Raises JobError for arguments that
-    are no JSON, ConfigError for figures that cannot be used.
+    Where the broker is away the job is written all the same, and `sweep` sends it. Raises JobError for what is no job,
+    for arguments that are no JSON or that it does not take, ConfigError for figures that cannot be used.
     """
+    made = job_of(job)
     root, new = ledger.submit(
-        job.name, arguments, type=job.type, chunk=job.profile.chunk, engine=engine.name,
+        made.name, made.arguments((), arguments), type=made.type, chunk=made.profile.chunk, engine=engine.name,
         queue=queue, priority=priority, delay_s=delay_s,
-        unique=unique, options={**job.options(), "limit_bytes": job.profile.limit_bytes},
+        unique=unique, options={**made.options(), "limit_bytes": made.profile.limit_bytes},
     )  # fmt: skip
     if new:
         _send(ledger.outbox(root), engine, ledger)
