@@ -31,7 +31,7 @@ $(DOCS): requirements/docs.txt $(STAMP)
 	@$(PIP) install --require-hashes -r requirements/docs.txt
 	@touch $@
 
-demo: $(STAMP)  ## a real web service kept inside its limit, in about a minute
+demo: $(STAMP)  ## a real web service and a job kept inside their limits, in about a minute
 	@$(BIN)/python examples/crm/demo.py
 
 test: $(STAMP)  ## style, types, architecture, and every test

@@ -7,6 +7,7 @@ memory cgroup can be made, the limit is an rlimit and the kernel's answer a Memo
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -29,12 +30,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+HERE = Path(__file__).resolve().parent
 FOLDER = Path(os.environ.get("CRM_DIR") or Path(__file__).resolve().parents[2] / ".demo")
 TRACE, REPORT = FOLDER / "trace.csv", FOLDER / "report.html"
 
 # The service needs about 30 MiB for itself; 96 leave the leak some twenty seconds of room at this rate.
 LIMIT = "96M"
 RATE = 200.0  # requests per second
+# The plain job takes some 140 MiB for so many contacts, the memory-aware one 25.
+JOB_LIMIT, JOB_CONTACTS = "96M", 20_000
 # 3,000 contacts have 48 MB of calls, and the export holds them several times over: far more than the limit.
 CONTACTS = 3000
 
@@ -49,7 +53,8 @@ RESTART_S = 30.0
 WELCOME = """\
 memwarden keeps a Python service inside its memory limit. You will see, on a real service with real requests:
 its limit found, a leak driving memory up, the levels and what is done about them, one deliberate death by the
-kernel with its post-mortem and the restart, and a report. It takes a minute and cleans up after itself."""
+kernel with its post-mortem and the restart, a report, and a job that does not fit and finishes all the same.
+It takes a minute and cleans up after itself."""
 NO_CGROUP = """\
    No memory cgroup can be made here: that takes root, or a cgroup delegated to you. So the limit is an
    rlimit: the kernel will not kill the service but refuse it memory. Step 4 shows that instead of a kill.
@@ -81,7 +86,7 @@ def check(holds: object, otherwise: str) -> None:
 
 
 class Demo:
-    """The five steps, in order. Each adds its line to the summary."""
+    """The six steps, in order. Each adds its line to the summary."""
 
     def __init__(self, show: Show, stage: Stage) -> None:
         self.show = show
@@ -116,6 +121,8 @@ class Demo:
             driver.stop()
             self.report(monitor)
             self.finish(supervisor)
+        self.show.step(6, "A job that does not fit")
+        self.job()
 
     def look_around(self) -> None:
         """Find out whether a memory cgroup can be made here, and say what it means where none can."""
@@ -250,6 +257,30 @@ class Demo:
         end(supervisor)
         check(not now or not Path(f"/proc/{now['pid']}").exists(), "the service outlived its supervisor")
 
+    def job(self) -> None:
+        """The plain job within the limit dies; the memory-aware one finishes, and writes what the plain one would."""
+        self.show.say(f"   Suggestions for {JOB_CONTACTS:,} contacts, as one writes it first: it loads everything.")
+        limited = ("run", "--limit", JOB_LIMIT, "--fence", "off", "--", sys.executable)
+        work = (str(FOLDER), "--contacts", str(JOB_CONTACTS))
+        plain = (str(HERE / "suggestions.py"), *work)
+        free = self.stage.run(sys.executable, *plain)
+        check(free.returncode == 0, f"without a limit it failed too: {free.stderr.strip()}")
+        wanted = written_suggestions()
+        self.show.say(f"   $ memwarden run --limit {JOB_LIMIT} -- python suggestions.py")
+        dead = self.stage.memwarden(*limited, *plain)
+        check(dead.returncode != 0, "the plain job finished within the limit")
+        self.show.quote(line for line in dead.stderr.splitlines() if "killed by" in line or "MemoryError" in line)
+        self.show.say("   The same as a memory-aware job, chunk by chunk, on the engine that memwarden brings:")
+        self.show.say(f"   $ memwarden run --limit {JOB_LIMIT} -- python work.py suggest")
+        done = self.stage.memwarden(*limited, str(HERE / "work.py"), "suggest", *work)
+        self.show.quote(done.stdout.splitlines()[:1])
+        check(done.returncode == 0, f"the job did not finish: {done.stderr.strip()}")
+        check(written_suggestions() == wanted, "its results are other ones")
+        how = "killed by the kernel" if dead.returncode == KERNEL_KILL else "ended by a MemoryError"
+        self.summary.append(
+            f"job      {JOB_CONTACTS:,} contacts: plain {how}; memory-aware done, with the same results"
+        )
+
     def switch(self, leak: str) -> None:
         """Turn the bug on or off in the running service."""
         check(self.stage.ask(f"/leak/{leak}", "POST")[0] == 200, f"the leak could not be switched {leak}")
@@ -289,6 +320,16 @@ class Demo:
     def freed_bytes(self) -> int:
         """The most that one action gave back to the system."""
         return max((event.get("freed_bytes") or 0 for event in self.events), default=0)
+
+
+def written_suggestions() -> str:
+    """A digest of what a job wrote, which is taken away."""
+    found = hashlib.sha256()
+    with data.connect(data.database_in(FOLDER, contacts=JOB_CONTACTS, long_tail=True)) as db:
+        for row in db.execute("SELECT * FROM suggestions ORDER BY contact_id, position"):
+            found.update(repr(tuple(row)).encode())
+        db.execute("DELETE FROM suggestions")
+    return found.hexdigest()
 
 
 def in_words(event: dict[str, Any]) -> str:

@@ -65,9 +65,11 @@ class Stage:
 
     def memwarden(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """What a memwarden command answers."""
-        return subprocess.run(
-            memwarden(*arguments), env=self.environ, capture_output=True, text=True, check=False, timeout=30
-        )
+        return self.run(*memwarden(*arguments))
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """What a program says until it ends."""
+        return subprocess.run(command, env=self.environ, capture_output=True, text=True, check=False, timeout=60)
 
     def ask(self, path: str, method: str = "GET", *, timeout_s: float = 2.0) -> tuple[int, bytes]:
         """Status and body of an answer; status 0 where no whole answer came."""

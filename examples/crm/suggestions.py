@@ -1,6 +1,6 @@
 """What to do next with each contact, from what was said in calls and what stands in the calendar.
 
-    python suggestions.py [FOLDER]
+    python suggestions.py [FOLDER] [--contacts N]
 
 This is the job as one writes it first: it loads everything, and its memory grows with the CRM: 23 MiB for 1,300
 contacts of the long tail, 620 MiB for 100,000. `jobs.py` has the same as a memory-aware job.
@@ -8,8 +8,8 @@ contacts of the long tail, 620 MiB for 100,000. `jobs.py` has the same as a memo
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
 from collections import defaultdict
 from datetime import timedelta
 from itertools import islice
@@ -80,7 +80,15 @@ def suggest_all(db: sqlite3.Connection) -> int:
     return len(rows)
 
 
-if __name__ == "__main__":
-    folder = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("CRM_DIR", ".demo")
-    with data.connect(data.database_in(folder)) as database:
+def main() -> None:
+    """Write them all, and say how many."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", nargs="?", default=os.environ.get("CRM_DIR", ".demo"))
+    parser.add_argument("--contacts", type=int, default=data.CONTACTS)
+    given = parser.parse_args()
+    with data.connect(data.database_in(given.folder, contacts=given.contacts, long_tail=True)) as database:
         print(f"{suggest_all(database)} suggestions written")
+
+
+if __name__ == "__main__":
+    main()

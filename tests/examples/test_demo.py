@@ -27,7 +27,9 @@ def test_every_step_of_the_demo_holds_and_nothing_is_left_behind(tmp_path: Path)
         "3.",
         "4.",
         "5.",
+        "6.",
     ]
+    assert "20000 contacts" in shown.stdout
     assert "\033" not in shown.stdout  # no colours into a pipe
     assert (tmp_path / "report.html").stat().st_size > 1000
     assert not list(tmp_path.glob("run-*"))
