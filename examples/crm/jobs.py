@@ -1,6 +1,6 @@
 """The CRM's jobs, as memory-aware ones: each says where its items are and what to do with a few of them.
 
-    python jobs.py suggest [FOLDER]
+    python work.py suggest [FOLDER]
 
 memwarden owns the loop: it cuts by bytes, stops before the limit, goes on in a fresh process, splits what grows, and
 commits each chunk together with its place. `suggestions.py` has the first of them as one writes it first.
