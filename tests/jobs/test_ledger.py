@@ -26,7 +26,7 @@ from memwarden.testing import FakeClock
 from tests.flow.database.servers import SERVERS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from memwarden.jobs.ledger import Claim
@@ -260,6 +260,50 @@ def test_machines_that_share_a_ledger_take_each_part_once_and_submit_a_unique_jo
             each.close()
 
 
+class Between:
+    """A place where something happens between a look at a part and what is written next."""
+
+    def __init__(self, place: Any, happens: Callable[[], Any]) -> None:
+        self._place, self._happens = place, [happens]
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Any]:
+        with self._place.transaction() as db:
+            yield Interrupted(db, self._happens)
+
+
+class Interrupted:
+    def __init__(self, db: Any, happens: list[Callable[[], Any]]) -> None:
+        self._db, self._happens, self._looked = db, happens, False
+
+    def execute(self, sql: str, values: Any) -> Any:
+        if self._looked and self._happens and sql.startswith("UPDATE"):
+            self._happens.pop()()
+        self._looked = self._looked or (sql.startswith("SELECT") and " FROM job_parts WHERE " in sql)
+        return self._db.execute(sql, values)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("place", SERVERS, indirect=True)
+@pytest.mark.parametrize("how", ["advance", "announce", "beat"])
+def test_a_worker_that_writes_while_it_is_taken_for_dead_keeps_its_part(place: Any, how: str) -> None:
+    ledger = Ledger(place)
+    root, _ = ledger.submit("work", {}, chunk=10)
+    claim = ledger.advance(take(ledger, root), "9", 10, "10")
+    writes = {
+        "advance": lambda: ledger.advance(claim, "19", 10, "20"), "announce": lambda: ledger.announce(claim, "10"),
+        "beat": lambda: ledger.beat(claim),
+    }  # fmt: skip
+    watcher = Ledger(Between(place, writes[how]))
+    assert not watcher.died((root, 0, claim.part.attempt), kind="lost")
+    (part,) = ledger.running()
+    wanted = {"advance": ("19", 20, "20", None), "announce": ("9", 10, "10", "10"), "beat": ("9", 10, "10", None)}
+    assert (part.position, part.items, part.result, part.pending) == wanted[how]
+    assert (part.chunk, ledger.status(root).endings) == (10, {"running": 1})  # type: ignore[union-attr]  # it is there
+    ledger.advance(claim, "39", 30)
+    assert ledger.died((root, 0, claim.part.attempt), kind="lost")
+
+
 @pytest.mark.server
 @pytest.mark.parametrize("place", SERVERS, indirect=True)
 def test_the_command_line_asks_the_database(place: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -315,7 +359,11 @@ def clock_of(ledger: Ledger) -> FakeClock:
 
 
 def take(ledger: Ledger, root: str) -> Claim:
-    found = ledger.claim(ledger.outbox(root)[0], HERE)
+    return take_it(ledger, ledger.outbox(root)[0])
+
+
+def take_it(ledger: Ledger, message: Message) -> Claim:
+    found = ledger.claim(message, HERE)
     assert not isinstance(found, str)
     return found
 

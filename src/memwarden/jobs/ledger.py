@@ -12,7 +12,9 @@ States of a part: *ready* (to be taken; `sent` is the attempt a message was sent
 A worker that lost its part, because it was taken for dead, cannot write any more: every write names its attempt.
 
 The SQL is plain enough for any database, and every transaction begins by touching the job's row, which serialises
-those of one job. Wall time is used for what people read, and for delays; whether a worker lives is not (see `Watch`).
+those of one job; but for what a worker writes at every chunk, which touches its part's row alone and moves `beat`. So
+whoever decides about a part has its row held by a beat of its own, or writes only where no beat came in between.
+Wall time is used for what people read, and for delays; whether a worker lives is not (see `Watch`).
 """
 
 from __future__ import annotations
@@ -461,29 +463,34 @@ class Ledger:
         )  # fmt: skip
 
     def _own(self, db: Database, claim: Claim) -> Part:
-        """The claim's part as it is written down. Raises LostError where it is not this worker's any more."""
+        """The claim's part as it is written down, its row held. Raises LostError where it is another one's by now."""
         self._touch(db, claim.part.root)
+        self._beat(db, claim)
         part = self._part(db, claim.part.root, claim.part.part)
-        if part is None or part.state != "running" or part.attempt != claim.part.attempt:
+        if part is None:
             raise LostError
         return part
+
+    @staticmethod
+    def _beat(db: Database, claim: Claim) -> None:
+        query = (
+            "UPDATE job_parts SET beat = beat + 1 WHERE root = :root AND part = :part AND attempt = :attempt"
+            " AND state = 'running'"
+        )
+        if db.execute(query, claim.key).rowcount != 1:
+            raise LostError
 
     def beat(self, claim: Claim) -> None:
         """Say that the worker lives. Raises LostError."""
         with self._place.transaction() as db:
-            query = (
-                "UPDATE job_parts SET beat = beat + 1 WHERE root = :root AND part = :part AND attempt = :attempt"
-                " AND state = 'running'"
-            )
-            if db.execute(query, claim.key).rowcount != 1:
-                raise LostError
+            self._beat(db, claim)
 
     def announce(self, claim: Claim, pending: str | None) -> None:
         """Say which item comes next, by its key: should it kill the worker it can be left out unseen."""
         with self._place.transaction() as db:
             query = (
-                "UPDATE job_parts SET pending = :pending WHERE root = :root AND part = :part AND attempt = :attempt"
-                " AND state = 'running'"
+                "UPDATE job_parts SET pending = :pending, beat = beat + 1 WHERE root = :root AND part = :part AND"
+                " attempt = :attempt AND state = 'running'"
             )
             if db.execute(query, {**claim.key, "pending": pending}).rowcount != 1:
                 raise LostError
@@ -501,15 +508,18 @@ class Ledger:
                 raise LostError
         return claim.replace(part=after)
 
-    def _set(self, db: Database, part: Part, names: str) -> bool:
-        """Write these columns of a running part; false where it is not that attempt's any more."""
+    def _set(self, db: Database, part: Part, names: str, *, beat: int | None = None) -> bool:
+        """Write these columns of a running part; false where it is not that attempt's any more, or has beaten on."""
         columns = [name.strip() for name in names.split(",")]
         sets = ", ".join(f"{name} = :{name}" for name in columns)
+        unmoved = "" if beat is None else " AND beat = :seen"
         query = (
             f"UPDATE job_parts SET {sets}, beat = beat + 1, updated_unix_s = :now WHERE root = :root AND"  # noqa: S608  our names
-            " part = :part AND attempt = :of_attempt AND state = 'running'"
+            f" part = :part AND attempt = :of_attempt AND state = 'running'{unmoved}"
         )
         values = {name: getattr(part, name) for name in columns}
+        if beat is not None:
+            values["seen"] = beat
         values |= {"now": self._clock.wall(), "root": part.root, "part": part.part, "of_attempt": part.attempt}
         return bool(db.execute(query, values).rowcount == 1)
 
@@ -647,7 +657,10 @@ class Ledger:
         return [each for each in claims if each[1].boot == boot]
 
     def died(self, claimed: tuple[str, int, int], *, kind: str, peak_bytes: int | None = None, text: str = "") -> bool:
-        """The worker of this attempt died so (of DEATHS); its part goes on smaller. False where that was known."""
+        """The worker of this attempt died so (of DEATHS); its part goes on smaller.
+
+        False where that was known, and where it lives after all: it wrote while this was being written down.
+        """
         if kind not in DEATHS:
             raise ValueError(kind)
         root, number, attempt = claimed
@@ -656,10 +669,9 @@ class Ledger:
             part = self._part(db, root, number)
             if part is None or part.state != "running" or part.attempt != attempt:
                 return False
-            self._after_death(db, part, kind, text, {"peak_bytes": peak_bytes})
-            return True
+            return self._after_death(db, part, kind, text, {"peak_bytes": peak_bytes})
 
-    def _after_death(self, db: Database, part: Part, kind: str, text: str, figures: Figures) -> None:
+    def _after_death(self, db: Database, part: Part, kind: str, text: str, figures: Figures) -> bool:
         blame = after_death(part.blame, kind, part.cursor)
         after = part.replace(
             state="ready", sent=-1, holder=None, pid=None, due_unix_s=0.0, chunk=blame.chunk, careful=blame.careful,
@@ -667,16 +679,18 @@ class Ledger:
         )  # fmt: skip
         if part.pending is not None and not blame.quarantine:
             after = after.replace(pending=None)
-        if (
-            blame.quarantine and part.pending is None
-        ):  # it died before it knew its next key: what it reads there cannot be read
-            self._bury(db, after, part.high, kind=kind, text=text, whole=True)
+        # It died before it knew its next key: what it reads there cannot be read.
+        unreadable = blame.quarantine and part.pending is None
+        if unreadable:
             after = after.replace(state="failed", error=f"three deaths at one place, the last: {kind} ({text})")
-        self._set(db, after, "state, sent, holder, pid, due_unix_s, chunk, careful, deaths, blamed, blamed_deaths,"
-                             " innocent, pending, position, error")  # fmt: skip
+        if not self._set(db, after, "state, sent, holder, pid, due_unix_s, chunk, careful, deaths, blamed,"
+                                    " blamed_deaths, innocent, pending, error", beat=part.beat):  # fmt: skip
+            return False
         self._end_attempt(db, part, kind, text=text, figures=figures)
-        if after.state == "failed":
+        if unreadable:
+            self._bury(db, after, part.high, kind=kind, text=text, whole=True)
             self._closed(db, after)
+        return True
 
     # --- ends --------------------------------------------------------------------------------------------------
 
