@@ -424,6 +424,21 @@ def test_a_message_that_the_broker_lost_is_sent_again(ledger: Ledger) -> None:
     assert ledger.unsent("local") == []
 
 
+def test_a_message_that_came_too_early_by_the_workers_clock_is_sent_once_more(place: Any) -> None:
+    ahead, behind = FakeClock(unix_s=1_800_000_001.0), FakeClock(unix_s=1_800_000_000.0)
+    ledger, worker = Ledger(place, clock=ahead), Ledger(place, clock=behind)
+    root, _ = ledger.submit("work", {}, engine="celery")
+    (message,) = ledger.unsent("celery")
+    ledger.mark_sent(message)
+    assert worker.claim(message, HERE) == "later"
+    behind.advance(1.0)
+    assert ledger.unsent("celery") == worker.unsent("celery") == [message]
+    ledger.mark_sent(message)
+    assert take_it(worker, message).part.root == root
+    assert worker.claim(message, HERE) == "dropped"  # the first one, doubled
+    assert ledger.unsent("celery") == []
+
+
 def test_arguments_that_are_no_json_are_refused_with_the_reason(ledger: Ledger) -> None:
     for wrong in ({"a": object()}, {"a": {1, 2}}, {"a": float("nan")}):
         with pytest.raises(JobError, match="its arguments cannot be written as JSON"):

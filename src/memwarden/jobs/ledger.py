@@ -439,7 +439,10 @@ class Ledger:
                 return "cancelled"
             if part.state != "ready" or part.attempt != message.attempt:
                 return "dropped"
-            if part.due_unix_s > now:
+            if part.due_unix_s > now:  # by our clock, and this message is spent: another one has to be sent
+                query = "UPDATE job_parts SET sent = -1 WHERE root = :root AND part = :part AND attempt = :attempt"
+                of = {"root": part.root, "part": part.part, "attempt": part.attempt}
+                db.execute(f"{query} AND state = 'ready'", of)
                 return "later"
             return self._take(db, job, part, worker, now)
 
