@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
+import subprocess
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -469,25 +472,124 @@ def test_a_retry_does_what_was_left_out_after_all(ledger: Ledger) -> None:
 # --- who is dead -------------------------------------------------------------------------------------------------
 
 
+def held_by(ledger: Ledger, worker: Worker) -> Claim:
+    """A part that this worker has."""
+    root, _ = ledger.submit("work", {})
+    found = ledger.claim(ledger.outbox(root)[0], worker)
+    assert not isinstance(found, str)
+    return found
+
+
+def looks(watch: Watch, ledger: Ledger, clock: FakeClock, seconds: float) -> list[Any]:
+    """What it finds dead, looking every second for so long."""
+    found = watch.dead(ledger.running())
+    for _ in range(int(seconds)):
+        if not found:
+            clock.advance(1.0)
+            found = watch.dead(ledger.running())
+    return found
+
+
+ELSEWHERE = HERE.replace(host="another")
+
+
 def test_a_worker_is_dead_when_its_heart_stands_still_by_the_watchers_clock(ledger: Ledger) -> None:
     """Wall clocks may differ by hours: only the watcher's monotonic one counts."""
     clock = FakeClock()
     watch = Watch(clock, lease_s=60.0)
-    root, _ = ledger.submit("work", {})
-    claim = take(ledger, root)
-    elsewhere = HERE.replace(host="another")
-    with ledger._place.transaction() as db:
-        db.execute("UPDATE job_parts SET holder = :holder", {"holder": json.dumps(elsewhere.as_dict())})
+    claim = held_by(ledger, ELSEWHERE)
     clock_of(ledger).advance(1e6)
-    assert watch.dead(ledger.running()) == []
-    clock.advance(59.0)
-    assert watch.dead(ledger.running()) == []
+    assert looks(watch, ledger, clock, 59) == []
     ledger.beat(claim)
-    clock.advance(2.0)
-    assert watch.dead(ledger.running()) == []
-    clock.advance(61.0)
-    ((claimed, kind, why),) = watch.dead(ledger.running())
-    assert (claimed, kind, why) == ((root, 0, 1), "lost", "no heartbeat for 60 s")
+    assert looks(watch, ledger, clock, 59) == []
+    ((claimed, kind, why),) = looks(watch, ledger, clock, 1)
+    assert (claimed, kind, why) == ((claim.part.root, 0, 1), "lost", "no heartbeat for 60 s")
+
+
+@pytest.mark.parametrize("gap_s", [59.0, 61.0, 86400.0])
+def test_a_watcher_that_could_not_look_takes_nobody_for_dead_who_could_not_beat(ledger: Ledger, gap_s: float) -> None:
+    """Its ledger was away, or it was stopped itself."""
+    clock = FakeClock()
+    watch = Watch(clock, lease_s=60.0)
+    claim = held_by(ledger, ELSEWHERE)
+    assert looks(watch, ledger, clock, 15) == []  # the longest that a heart is silent
+    clock.advance(gap_s)
+    assert looks(watch, ledger, clock, 15) == []
+    ledger.beat(claim)
+    assert looks(watch, ledger, clock, 59) == []
+    assert len(looks(watch, ledger, clock, 1)) == 1
+
+
+def test_a_watcher_that_looks_seldom_finds_the_dead_all_the_same(ledger: Ledger) -> None:
+    clock = FakeClock()
+    watch = Watch(clock, lease_s=60.0)
+    held_by(ledger, ELSEWHERE)
+    found = [watch.dead(ledger.running())]
+    for _ in range(4):
+        clock.advance(300.0)
+        found.append(watch.dead(ledger.running()))
+    assert [len(each) for each in found] == [0, 0, 0, 0, 1]
+
+
+def test_a_process_that_is_seen_to_live_has_ten_leases(ledger: Ledger) -> None:
+    clock = FakeClock()
+    watch = Watch(clock, lease_s=60.0)
+    held_by(ledger, HERE)
+    assert looks(watch, ledger, clock, 599) == []
+    ((_, kind, why),) = looks(watch, ledger, clock, 1)
+    assert (kind, why) == ("lost", "no heartbeat for 600 s of a process that lives")
+
+
+BEFORE = HERE.replace(boot=f"another-boot {HERE.boot.partition(' ')[2]}")
+
+
+def test_who_worked_before_the_machine_was_started_anew_is_gone_at_once_and_blames_no_item(ledger: Ledger) -> None:
+    held_by(ledger, BEFORE)
+    ((_, kind, why),) = Watch(FakeClock(), one_machine=True).dead(ledger.running())
+    assert (kind, why) == ("killed", "this machine was started anew since")
+
+
+def test_two_machines_of_one_name_do_not_take_each_others_parts(ledger: Ledger) -> None:
+    """Where machines share a ledger another boot may be another machine: its heart counts, and no item is blamed."""
+    clock = FakeClock()
+    watch = Watch(clock, lease_s=60.0)
+    held_by(ledger, BEFORE)
+    assert looks(watch, ledger, clock, 59) == []
+    ((_, kind, _),) = looks(watch, ledger, clock, 1)
+    assert kind == "killed"
+
+
+def test_another_namespace_of_pids_at_the_same_boot_tells_nothing(ledger: Ledger) -> None:
+    held_by(ledger, HERE.replace(boot=f"{HERE.boot.partition(' ')[0]} pid:[1]", pid=2**22 - 1))
+    assert Watch(FakeClock(), one_machine=True).dead(ledger.running()) == []
+
+
+HIDDEN = """
+import os, subprocess, sys
+from memwarden.jobs.ledger import Worker
+subprocess.run(["mount", "-t", "proc", "-o", "hidepid=2", "proc", "/proc"], check=True)
+here = Worker.here()  # its parent is root's
+os.setgroups([])
+os.setegid(65534)  # the group of root sees all
+os.seteuid(65534)
+seen = os.path.exists(f"/proc/{here.parent}")
+of_root = here.replace(pid=here.parent, start=here.parent_start)
+gone = here.replace(pid=2**22 - 1)
+print(seen, here.lives(), of_root.lives(), of_root.is_gone(), here.lost_its_parent(), gone.is_gone())
+"""
+
+
+def test_who_is_hidden_from_us_is_neither_gone_nor_seen_to_live() -> None:
+    """/proc with hidepid=2, which shows a user no process of another one."""
+    unshare = shutil.which("unshare")
+    if unshare is None or os.geteuid() != 0:
+        pytest.skip("only root can have a /proc of its own")
+    done = subprocess.run(
+        [unshare, "--mount", sys.executable, "-c", HIDDEN], capture_output=True, text=True, check=False
+    )
+    if "subprocess.CalledProcessError" in done.stderr or "unshare" in done.stderr:
+        pytest.skip(f"no /proc of its own can be had here: {done.stderr.strip().splitlines()[-1]}")
+    assert done.stdout.split() == ["False", "True", "False", "False", "False", "True"], done.stderr
 
 
 def test_a_worker_of_this_machine_whose_process_is_gone_is_dead_at_once(ledger: Ledger) -> None:

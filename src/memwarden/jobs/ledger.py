@@ -76,6 +76,9 @@ OPEN = ("ready", "running", "waiting")
 RESEND_S = 900.0
 # Where a worker counted that the broker is only behind, that many times as long: others' messages count there too.
 BEHIND = 8
+# A heart that stands still in a process that lives: C code that holds the interpreter's lock, or a machine that swaps.
+# So many leases are for those; what hangs is for `timeout=`.
+ALIVE = 10
 # Children of one part that are open at once: enough for any number of local workers, few enough for any broker.
 WINDOW = 64
 # What a worker counted in a broker is news for so long, of so many queues.
@@ -112,8 +115,8 @@ class Worker(Fact):
         """The calling process, now."""
         pid, parent = os.getpid(), os.getppid()
         return cls(
-            host=os.uname().nodename, boot=_boot(), pid=pid, start=_start(pid), parent=parent,
-            parent_start=_start(parent), kills=_kernel_kills(),
+            host=os.uname().nodename, boot=_boot(), pid=pid, start=_start(pid) or "", parent=parent,
+            parent_start=_start(parent) or "", kills=_kernel_kills(),
         )  # fmt: skip
 
     def _is_of_here(self) -> bool:
@@ -121,11 +124,21 @@ class Worker(Fact):
 
     def is_gone(self) -> bool:
         """Whether it certainly runs no more: false also where that cannot be told from here."""
-        return self._is_of_here() and _start(self.pid) != self.start
+        return self._is_of_here() and _start(self.pid) not in (self.start, None)
+
+    def lives(self) -> bool:
+        """Whether it certainly runs: false also where that cannot be told from here."""
+        return self._is_of_here() and _start(self.pid) == self.start
+
+    def is_of_another_boot(self) -> bool:
+        """Whether a host of this name had it at another boot: this one before, or another that is called the same."""
+        now, then = _boot().partition(" ")[0], self.boot.partition(" ")[0]
+        return self.host == os.uname().nodename and bool(now) and bool(then) and now != then
 
     def lost_its_parent(self) -> bool:
         """Whether its parent is gone too: it went with it, and no item is to blame."""
-        return self._is_of_here() and bool(self.parent_start) and _start(self.parent) != self.parent_start
+        known = self._is_of_here() and bool(self.parent_start)
+        return known and _start(self.parent) not in (self.parent_start, None)
 
     def death(self, status: int | None) -> str:
         """The kind of its death, of port.DEATHS, by its exit code or negated signal (None: not known).
@@ -162,14 +175,28 @@ def _boot() -> str:
         return ""
 
 
-def _start(pid: int) -> str:
-    """Field 22 of /proc/PID/stat (proc(5)); empty when it is gone, or a zombie, which does nothing any more."""
+def _start(pid: int) -> str | None:
+    """Field 22 of /proc/PID/stat (proc(5)); empty when it is gone, or a zombie, which does nothing any more.
+
+    None where it is there and hidden from us, as /proc with `hidepid` hides what others run.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             words = file.read().rpartition(b")")[2].split()
     except OSError:
-        return ""
+        return None if _exists(pid) else ""
     return words[19].decode() if len(words) > 19 and words[0] not in (b"Z", b"X") else ""
+
+
+def _exists(pid: int) -> bool:
+    """Whether any process has this number, whoever owns it and whatever /proc shows."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 class Part(Fact):
@@ -1202,13 +1229,21 @@ def _add_ending(values: dict[str, Any], row: Sequence[Any]) -> None:
 class Watch:
     """Sees which workers do not beat any more, by its own monotonic clock: no two clocks are compared.
 
+    Time counts as far as it was looked at, a quarter of the lease from one look to the next at most: while a watcher
+    is stopped, or its ledger away, nobody saw a beat, and perhaps nobody could write one.
+
     A worker that is gone while its parent lives is left to the parent for `parent_s`: it knows how its child died.
+    `one_machine`: only this machine's workers reach the ledger, so those of an earlier boot are gone. Elsewhere two
+    machines may have one name.
     """
 
-    def __init__(self, clock: Clock | None = None, *, lease_s: float = LEASE_S, parent_s: float = 0.0) -> None:
+    def __init__(
+        self, clock: Clock | None = None, *, lease_s: float = LEASE_S, parent_s: float = 0.0, one_machine: bool = False
+    ) -> None:
         self._clock = clock or SystemClock()
-        self._lease_s, self._parent_s = lease_s, parent_s
-        self._seen: dict[tuple[str, int, int], tuple[int, float]] = {}
+        self._lease_s, self._parent_s, self._one_machine = lease_s, parent_s, one_machine
+        self._looked_s: float | None = None
+        self._seen: dict[tuple[str, int, int], tuple[int, float]] = {}  # the beat, and how long it stood still
         self._gone: dict[tuple[str, int, int], float] = {}
 
     @property
@@ -1218,28 +1253,43 @@ class Watch:
 
     def dead(self, parts: Sequence[Part]) -> list[tuple[tuple[str, int, int], str, str]]:
         """Of the parts that are running: those whose worker is gone, the kind of its death, why that is thought."""
-        now, before, found = self._clock.monotonic(), self._seen, []
-        self._seen = {}
-        gone: dict[tuple[str, int, int], float] = {}
+        now = self._clock.monotonic()
+        passed_s = 0.0 if self._looked_s is None else min(now - self._looked_s, self._lease_s / 4)
+        seen, gone, found = self._seen, self._gone, []
+        self._looked_s, self._seen, self._gone = now, {}, {}
         for part in parts:
             key = (part.root, part.part, part.attempt)
-            beat, since = before.get(key, (-1, now))
-            if beat != part.beat:
-                beat, since = part.beat, now
+            beat, still_s = seen.get(key, (-1, 0.0))
+            still_s = still_s + passed_s if beat == part.beat else 0.0
             worker = None if part.holder is None else Worker(**json.loads(part.holder))
             if worker is not None and worker.is_gone():
-                gone_since = self._gone.get(key, now)
-                if worker.lost_its_parent() or now - gone_since >= self._parent_s:
-                    found.append((key, worker.death(None), "its process is gone"))
-                else:
-                    gone[key] = gone_since
-                    self._seen[key] = (beat, since)
-            elif now - since >= self._lease_s:
-                found.append((key, "lost", f"no heartbeat for {self._lease_s:g} s"))
+                since_s = gone.get(key, now)
+                death = self._without_process(worker, now - since_s)
+                if death is None:
+                    self._gone[key] = since_s
             else:
-                self._seen[key] = (beat, since)
-        self._gone = gone
+                death = self._without_beat(worker, still_s)
+            if death is None:
+                self._seen[key] = (part.beat, still_s)
+            else:
+                found.append((key, *death))
         return found
+
+    def _without_process(self, worker: Worker, for_s: float) -> tuple[str, str] | None:
+        if worker.lost_its_parent() or for_s >= self._parent_s:
+            return worker.death(None), "its process is gone"
+        return None
+
+    def _without_beat(self, worker: Worker | None, for_s: float) -> tuple[str, str] | None:
+        rebooted = worker is not None and worker.is_of_another_boot()
+        if rebooted and self._one_machine:
+            return "killed", "this machine was started anew since"
+        if for_s < self._lease_s:
+            return None
+        if worker is not None and worker.lives():
+            lease_s = ALIVE * self._lease_s
+            return ("lost", f"no heartbeat for {lease_s:g} s of a process that lives") if for_s >= lease_s else None
+        return "killed" if rebooted else "lost", f"no heartbeat for {self._lease_s:g} s"
 
 
 def as_json(value: object, what: str, most_bytes: int, *, where: str) -> str:
