@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
@@ -22,7 +22,18 @@ from memwarden.cli import main
 from memwarden.cli._queues import Queues
 from memwarden.errors import JobError, StoreError
 from memwarden.jobs import shared
-from memwarden.jobs.ledger import BEHIND, COUNTED_S, MOST_ARGUMENTS_BYTES, RESEND_S, Ledger, LostError, Watch, Worker
+from memwarden.jobs.ledger import (
+    BEHIND,
+    COUNTED_S,
+    ERROR_CHARACTERS,
+    MOST_ARGUMENTS_BYTES,
+    RESEND_S,
+    Ledger,
+    LostError,
+    Watch,
+    Worker,
+    _kept,
+)
 from memwarden.jobs.port import DEATHS, MOST_BYTES, Message, QueueCount
 from memwarden.store import Store
 from memwarden.testing import FakeClock
@@ -440,6 +451,35 @@ def test_a_message_that_came_too_early_by_the_workers_clock_is_sent_once_more(pl
     assert take_it(worker, message).part.root == root
     assert worker.claim(message, HERE) == "dropped"  # the first one, doubled
     assert ledger.unsent("celery") == []
+
+
+@given(text=st.text(st.characters(codec=None, categories=None), max_size=600) | st.just("\0" * 600))
+@settings(max_examples=50, deadline=None)
+def test_an_error_is_kept_whatever_is_in_its_words(text: str) -> None:
+    kept = _kept(text)
+    assert (len(kept) <= ERROR_CHARACTERS, "\0" in kept) == (True, False)
+    assert kept.encode().decode() == kept
+    plain = not any(each == "\0" or "\ud800" <= each <= "\udfff" for each in text)
+    assert not plain or kept == text[:ERROR_CHARACTERS]
+
+
+def test_words_that_no_database_takes_are_written_down_all_the_same(ledger: Ledger) -> None:
+    bad, kept = f"no row a\0b of {os.fsdecode(bytes([255]))}", "no row a\\0b of \\udcff"
+    root, _ = ledger.submit("work", {}, options={"retries": 1})
+    claim = take(ledger, root)
+    ledger.cut(claim, ["0"], share=1, over=False, ended=False, text=bad)
+    ledger.note("job_leak", root, bad)
+    ledger.postpone(ledger.outbox(root)[0], 0.0, bad)
+    ledger.stop(claim, kind="drain", text=bad)
+    ledger.fail(take(ledger, root), bad)
+    clock_of(ledger).advance(60.0)
+    for _ in range(3):
+        ledger.died((root, 0, take(ledger, root).part.attempt), kind="crash", text=bad)
+    clock_of(ledger).advance(1.0)
+    texts = [each["text"] for each in ledger.events()] + [each["text"] for each in ledger.attempts(root)]
+    texts += [each.text for each in ledger.quarantined(root)]
+    assert [text for text in texts if kept not in text] == ["an item was quarantined after crash"]
+    assert len(texts) == 3 + 5 + 1
 
 
 def test_arguments_that_are_no_json_are_refused_with_the_reason(ledger: Ledger) -> None:

@@ -575,7 +575,7 @@ class Ledger:
             " (:root, :part, :low, :high, :whole, :deaths, :kind, :text, :now, 0)",
             {
                 "root": part.root, "part": part.part, "low": part.cursor, "high": high, "whole": int(whole),
-                "deaths": part.deaths + part.blamed_deaths, "kind": kind, "text": text[:ERROR_CHARACTERS],
+                "deaths": part.deaths + part.blamed_deaths, "kind": kind, "text": _kept(text),
                 "now": self._clock.wall(),
             },
         )  # fmt: skip
@@ -660,7 +660,7 @@ class Ledger:
         options = claim.options
         with self._place.transaction() as db:
             part = self._own(db, claim)
-            part = part.replace(errors=part.errors + 1, error=error[:ERROR_CHARACTERS], holder=None, pid=None)
+            part = part.replace(errors=part.errors + 1, error=_kept(error), holder=None, pid=None)
             given_up = final or part.errors > int(options.get("retries", 3))
             pause_s = 0.0
             if given_up:
@@ -712,7 +712,7 @@ class Ledger:
         # It died before it knew its next key: what it reads there cannot be read.
         unreadable = blame.quarantine and part.pending is None
         if unreadable:
-            after = after.replace(state="failed", error=f"three deaths at one place, the last: {kind} ({text})")
+            after = after.replace(state="failed", error=_kept(f"three deaths at one place, the last: {kind} ({text})"))
         if not self._set(db, after, "state, sent, holder, pid, due_unix_s, chunk, careful, deaths, blamed,"
                                     " blamed_deaths, innocent, pending, error", beat=part.beat):  # fmt: skip
             return False
@@ -730,7 +730,7 @@ class Ledger:
             " peak_bytes = :peak, growth_bytes = :growth, items = :items WHERE root = :root AND part = :part"
             " AND attempt = :attempt",
             {
-                "now": self._clock.wall(), "ending": ending, "text": text[:ERROR_CHARACTERS] or None,
+                "now": self._clock.wall(), "ending": ending, "text": _kept(text) or None,
                 "base": figures.get("base_bytes"), "peak": figures.get("peak_bytes"),
                 "growth": figures.get("growth_bytes"), "items": figures.get("items"), "root": part.root,
                 "part": part.part, "attempt": part.attempt,
@@ -915,7 +915,7 @@ class Ledger:
             db.execute(
                 "UPDATE job_parts SET due_unix_s = :due, sent = -1, error = :error WHERE root = :root AND part = :part"
                 " AND attempt = :attempt AND state = 'ready'",
-                {"due": self._clock.wall() + delay_s, "error": error[:ERROR_CHARACTERS], "root": message.root,
+                {"due": self._clock.wall() + delay_s, "error": _kept(error), "root": message.root,
                  "part": message.part, "attempt": message.attempt},
             )  # fmt: skip
 
@@ -958,7 +958,7 @@ class Ledger:
         db.execute(
             "INSERT INTO job_events (unix_s, kind, root, name, text, details) VALUES"
             " (:now, :kind, :root, :name, :text, :details)",
-            {"now": self._clock.wall(), "kind": kind, "root": root, "name": name, "text": text,
+            {"now": self._clock.wall(), "kind": kind, "root": root, "name": name, "text": _kept(text),
              "details": json.dumps(dict(details))},
         )  # fmt: skip
 
@@ -1290,6 +1290,12 @@ class Watch:
             lease_s = ALIVE * self._lease_s
             return ("lost", f"no heartbeat for {lease_s:g} s of a process that lives") if for_s >= lease_s else None
         return "killed" if rebooted else "lost", f"no heartbeat for {self._lease_s:g} s"
+
+
+def _kept(text: str) -> str:
+    """As every database takes it: no lone surrogates (undecodable names), no NUL (PostgreSQL), and not for ever."""
+    plain = text[:ERROR_CHARACTERS].encode(errors="backslashreplace").decode()
+    return plain.replace("\0", "\\0")[:ERROR_CHARACTERS]
 
 
 def as_json(value: object, what: str, most_bytes: int, *, where: str) -> str:
