@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from memwarden.jobs.ledger import (
     Watch,
     Worker,
     _kept,
+    as_json,
 )
 from memwarden.jobs.port import DEATHS, MOST_BYTES, Message, QueueCount
 from memwarden.store import Store
@@ -483,11 +485,69 @@ def test_words_that_no_database_takes_are_written_down_all_the_same(ledger: Ledg
 
 
 def test_arguments_that_are_no_json_are_refused_with_the_reason(ledger: Ledger) -> None:
-    for wrong in ({"a": object()}, {"a": {1, 2}}, {"a": float("nan")}):
+    for wrong in ({"a": object()}, {"a": {1, 2}}):
         with pytest.raises(JobError, match="its arguments cannot be written as JSON"):
             ledger.submit("work", wrong)
     with pytest.raises(JobError, match="hand over a key or a path instead"):
         ledger.submit("work", {"a": "x" * MOST_ARGUMENTS_BYTES})
+
+
+SHAPES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.tuples(inner, inner)
+        | st.dictionaries(st.text(max_size=2) | st.integers() | st.none() | st.booleans(), inner, max_size=3)
+    ),
+    max_leaves=12,
+)  # fmt: skip
+
+
+def listed(value: Any) -> Any:
+    """With lists for tuples."""
+    if isinstance(value, dict):
+        return {key: listed(each) for key, each in value.items()}
+    return [listed(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def same(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and repr(one) == repr(other)  # 1, 1.0 and True are equal
+
+
+@given(SHAPES)
+@settings(deadline=None)
+def test_what_is_written_as_json_comes_back_as_it_was_or_is_refused(value: Any) -> None:
+    back = json.loads(json.dumps(value))
+    try:
+        text = as_json(value, "it", 1 << 20, where="here")
+    except JobError:
+        assert not same(back, listed(value)) or "NaN" in json.dumps(value) or "Infinity" in json.dumps(value)
+    else:
+        assert same(json.loads(text), listed(value))
+
+
+def test_what_is_too_deep_for_json_is_refused_and_no_deeper() -> None:
+    for depth in (10, 900, 980, 5000):
+        value: list[Any] = []
+        for _ in range(depth):
+            value = [value]
+        with contextlib.suppress(JobError):
+            assert as_json(value, "it", 1 << 20, where="here").count("[") == depth + 1
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"m": [{"b": 1}, {7: 1}]}, "the key 7 is no text at ['m'][1]"),
+        ({"m": ({None: 1},)}, "the key None is no text at ['m'][0]"),
+        ({(1, 2): 1}, "keys must be str"),
+        ({True: 1}, "the key True is no text)"),
+        ({"a": [0.0, float("nan")]}, "nan is no number of JSON at ['a'][1]"),
+        (float("-inf"), "-inf is no number of JSON)"),
+    ],
+)
+def test_what_json_would_change_is_refused_with_its_place(value: object, said: str) -> None:
+    with pytest.raises(JobError, match=re.escape(said)):
+        as_json(value, "its result", 1000, where="job 'count'")
 
 
 def test_a_retry_does_what_was_left_out_after_all(ledger: Ledger) -> None:

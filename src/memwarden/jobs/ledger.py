@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from math import isfinite
 from random import random
 
 from memwarden.clock import SystemClock
@@ -35,7 +36,7 @@ from memwarden.units import format_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from typing import Any, Protocol
 
@@ -392,7 +393,7 @@ class Ledger:
     ) -> tuple[str, bool]:
         """Write a new job with its one part; its id, and whether it is new (not where one of that key is open).
 
-        Raises JobError for arguments that are no JSON, or too long.
+        Raises JobError for arguments that would not come back from JSON as they were, or are too long.
         """
         text = as_json(arguments, "its arguments", MOST_ARGUMENTS_BYTES, where=f"job {job!r}")
         now, root = self._clock.wall(), secrets.token_hex(12)
@@ -1299,15 +1300,40 @@ def _kept(text: str) -> str:
 
 
 def as_json(value: object, what: str, most_bytes: int, *, where: str) -> str:
-    """JSON text that comes back as it was. Raises JobError: what cannot be, where, and what to do instead."""
+    """JSON text that comes back as it was, but for tuples, which come back as lists.
+
+    Raises JobError: what cannot be, where, and what to do instead.
+    """
+    mend = "give numbers, texts, lists and dictionaries; larger things belong into a file or a database"
     try:
-        text = json.dumps(value, allow_nan=False)
+        text = json.dumps(value)
+        found = _changed(value) if len(text) <= most_bytes else None
     except (TypeError, ValueError, RecursionError) as error:
-        mend = "give numbers, texts, lists and dictionaries; larger things belong into a file or a database"
         raise JobError(f"{what} cannot be written as JSON ({error})", where=where, mend=mend) from error
     if len(text) > most_bytes:
         raise JobError(
             f"{what} take {format_bytes(len(text))}, at most {format_bytes(most_bytes)} are kept", where=where,
             mend="hand over a key or a path instead of the data",
         )  # fmt: skip
+    if found is not None:
+        place, why, mend = found
+        raise JobError(f"{what} cannot be written as JSON ({why}{place and f' at {place}'})", where=where, mend=mend)
     return text
+
+
+def _changed(value: object) -> tuple[str, str, str] | None:
+    """The place of the first thing in it that would not come back as it was, why, and what to do; None for none."""
+    pairs: Iterable[tuple[Any, object]] = ()
+    if isinstance(value, dict):
+        pairs = value.items()
+    elif isinstance(value, (list, tuple)):
+        pairs = enumerate(value)
+    elif isinstance(value, float) and not isfinite(value):
+        return "", f"{value} is no number of JSON", "give None where there is no number"
+    for key, each in pairs:
+        if isinstance(value, dict) and not isinstance(key, str):
+            return "", f"the key {key!r:.40} is no text", "write it as str(key), or give a list of pairs"
+        found = _changed(each) if isinstance(each, (dict, list, tuple, float)) else None
+        if found is not None:
+            return f"[{key!r:.40}]{found[0]}", *found[1:]
+    return None
