@@ -80,7 +80,16 @@ def test_should_split_compares_the_whole_with_the_limit() -> None:
 def test_a_share_fits_below_the_warning_line_or_is_one_item(each: float, limit: int, base: int) -> None:
     share = share_of(each, limit_bytes=limit, base_bytes=base)
     assert share >= 1
-    assert share == 1 or base + share * each <= limit * 0.8
+    assert share == 1 or base + share * each <= max(limit * 0.8, (base + limit) / 2)
+
+
+@given(base=st.integers(1, 400), more=st.integers(1, 400))
+def test_no_share_falls_off_a_cliff(base: int, more: int) -> None:
+    """A part has room for a third at least of what fits beside its interpreter, and the more the more fits."""
+    limit = (base + more) * MIB
+    share = share_of(10_000, limit_bytes=limit, base_bytes=base * MIB)
+    assert share >= more * MIB / 10_000 / 3
+    assert share <= share_of(10_000, limit_bytes=limit + MIB, base_bytes=base * MIB)
 
 
 def test_growth_is_believed_from_the_third_chunk_and_eight_mebibytes_on() -> None:
