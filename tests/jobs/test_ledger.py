@@ -715,6 +715,62 @@ def test_a_sigkill_is_the_kernels_only_where_the_kernel_killed_somebody() -> Non
     assert HERE.death(1) == "crash"
 
 
+class Plans:
+    """A store that asks SQLite how it would find what each statement on parts is about."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.found: dict[str, str] = {}
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Any]:
+        with self._store.transaction() as db:
+            outer = self
+
+            class Asked:
+                def execute(self, sql: str, values: Any) -> Any:
+                    if "job_parts" in sql and not sql.startswith("INSERT"):
+                        plan = db.execute(f"EXPLAIN QUERY PLAN {sql}", values).fetchall()
+                        outer.found[sql] = " / ".join(row[-1] for row in plan)
+                    return db.execute(sql, values)
+
+            yield Asked()
+
+
+def test_the_end_of_a_part_looks_at_none_of_the_others(tmp_path: Path) -> None:
+    """A job may have a hundred thousand: each statement finds its rows by two columns of an index, and sorts none."""
+    with Store(str(tmp_path)) as store:
+        plans = Plans(store)
+        ledger = Ledger(plans)
+        root, _ = ledger.submit("work", {}, chunk=1)
+        ledger.cut(take(ledger, root), ["0", "1"], share=1, over=True, ended=True)
+        ledger.stop(take(ledger, root), kind="drain")
+        ledger.died((root, 1, take(ledger, root).part.attempt), kind="lost")
+        for _ in range(2):
+            ledger.finish(take(ledger, root), None)
+        ledger.fail(take(ledger, root), "no", final=True)
+        ledger.outbox(root)
+        assert ledger.status(root).state == "failed"  # type: ignore[union-attr]  # it is there
+        counted = {sql for sql in plans.found if "GROUP BY" in sql}  # by whoever looks at it
+        assert len(plans.found) > 8
+        for sql, plan in plans.found.items():
+            if sql not in counted:
+                assert "USING" in plan, sql
+                assert "(root=? AND part=?)" in plan or "AND state=?" in plan, (sql, plan)
+                assert "SCAN" not in plan, (sql, plan)
+                assert "TEMP B-TREE" not in plan, (sql, plan)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("place", SERVERS, indirect=True)
+def test_tables_of_an_earlier_release_get_the_index_that_they_lack(place: Any) -> None:
+    shared._BY_STATE.drop(place._engine)
+    url = place._engine.url.render_as_string(hide_password=False)
+    shared.SharedPlace(url).close()
+    found = {index["name"] for index in sa.inspect(place._engine).get_indexes("memwarden_job_parts")}
+    assert shared._BY_STATE.name in found
+
+
 # --- messages ----------------------------------------------------------------------------------------------------
 
 
