@@ -569,6 +569,120 @@ def test_a_retry_does_what_was_left_out_after_all(ledger: Ledger) -> None:
     assert [each.retried for each in ledger.quarantined(root)] == [True]
 
 
+REDUCED = {"reduce": True, "retries": 0}
+
+
+def fold(ledger: Ledger, root: str) -> Claim:
+    """The part that folds, taken when all others are done."""
+    while (claim := take(ledger, root)).part.mode != "finish":
+        ledger.finish(claim, "1")
+    return claim
+
+
+def test_a_fold_that_failed_says_why_and_can_be_tried_again(ledger: Ledger) -> None:
+    root, _ = ledger.submit("work", {}, options=REDUCED)
+    ledger.fail(fold(ledger, root), "ValueError: no sum")
+    status = ledger.status(root)
+    assert status is not None
+    assert (status.state, status.error) == ("failed", "ValueError: no sum")
+    assert ledger.retry(root) == 1
+    ledger.finish(fold(ledger, root), "7")
+    assert (ledger.result(root), ledger.status(root).error) == (7, None)  # type: ignore[union-attr]  # it is there
+    assert ledger.retry(root) == 0
+    assert ledger.result(root) == 7
+
+
+def leave_out(ledger: Ledger, claim: Claim, key: str) -> Claim:
+    """Three deaths at this item, and it is left out."""
+    root, part = claim.part.root, claim.part.part
+    for _ in range(3):
+        if claim.part.careful:
+            ledger.announce(claim, key)
+        ledger.died((root, part, claim.part.attempt), kind="crash")
+        claim = take(ledger, root)
+    assert claim.part.is_condemned
+    return ledger.leave_out(claim)
+
+
+def test_what_was_left_out_is_done_before_a_failed_fold_is_tried_again(ledger: Ledger) -> None:
+    root, _ = ledger.submit("work", {}, chunk=2, options=REDUCED)
+    claim = leave_out(ledger, take(ledger, root), "0")
+    ledger.finish(ledger.advance(claim, "1", 1, "[1]"), "[1]")
+    ledger.fail(fold(ledger, root), "no")
+    assert ledger.retry(root) == 1
+    again = take(ledger, root)
+    assert (again.part.mode, again.part.low, again.part.high) == ("work", None, "0")
+    ledger.finish(again, "[0]")
+    claim = take(ledger, root)
+    assert (claim.part.mode, list(ledger.results(root))) == ("finish", [[1], [0]])
+
+
+def test_a_retry_of_an_item_keeps_what_a_job_that_was_never_cut_gave(ledger: Ledger) -> None:
+    root, _ = ledger.submit("work", {}, chunk=2)
+    claim = leave_out(ledger, take(ledger, root), "0")
+    ledger.finish(claim, '{"v": 1}')
+    ledger.retry(root)
+    ledger.finish(take(ledger, root), '{"v": 0}')
+    assert ledger.result(root) == {"v": 1}
+    cut, _ = ledger.submit("work", {})
+    ledger.cut(take(ledger, cut), ["0"], share=1, over=True, ended=True, result="[1]")
+    for _ in range(2):
+        ledger.finish(take(ledger, cut), "[2]")
+    assert ledger.result(cut) is None  # each of its parts has one: that is what `reduce` is for
+
+
+def test_what_is_retried_again_and_again_gets_no_longer_path(ledger: Ledger) -> None:
+    root, _ = ledger.submit("work", {}, chunk=2)
+    ledger.finish(leave_out(ledger, take(ledger, root), "0"), None)
+    paths = []
+    for _ in range(30):
+        ledger.retry(root)
+        claim = take(ledger, root)
+        paths.append(claim.part.path)
+        ledger.finish(leave_out(ledger, claim, "0"), None)
+    assert {len(path) for path in paths} == {10}
+    assert paths == sorted(set(paths))
+
+
+def test_a_job_that_is_tried_again_is_unique_again(ledger: Ledger) -> None:
+    root, _ = ledger.submit("work", {}, unique="monday", options={"retries": 0})
+    ledger.fail(take(ledger, root), "no")
+    ledger.retry(root)
+    assert ledger.submit("work", {}, unique="monday") == (root, False)
+    ledger.fail(take(ledger, root), "no")
+    other, _ = ledger.submit("work", {}, unique="monday")
+    with pytest.raises(JobError, match=f"has the same unique key as job {other}, which is open"):
+        ledger.retry(root)
+    assert ledger.status(root).state == "failed"  # type: ignore[union-attr]  # it is there
+    ledger.finish(take(ledger, other), None)
+    assert ledger.retry(root) == 1
+
+
+def test_unique_keys_of_two_jobs_are_two(ledger: Ledger) -> None:
+    ledger.submit("sync", {}, unique="users:2026")
+    assert ledger.submit("sync:users", {}, unique="2026")[1]
+
+
+def test_whoever_is_killed_before_it_leaves_an_item_out_costs_that_item_no_further_death(ledger: Ledger) -> None:
+    root, _ = ledger.submit("work", {}, chunk=1)
+    for _ in range(3):
+        claim = take(ledger, root)
+        ledger.announce(claim, "0")
+        ledger.died((root, 0, claim.part.attempt), kind="oom_kill")
+    for kind in ("killed", "killed", "lost"):
+        claim = take(ledger, root)
+        assert claim.part.is_condemned
+        ledger.died((root, 0, claim.part.attempt), kind=kind)
+    assert ledger.leave_out(take(ledger, root)).part.position == "0"
+
+
+def test_a_pause_has_a_bound_however_often_it_failed(ledger: Ledger) -> None:
+    root, _ = ledger.submit("work", {}, options={"retries": 10**6, "backoff_s": 1.0})
+    with ledger._place.transaction() as db:
+        db.execute("UPDATE job_parts SET errors = :errors", {"errors": 5000})
+    assert ledger.fail(take(ledger, root), "no")[:2] == (False, 3600.0)
+
+
 # --- who is dead -------------------------------------------------------------------------------------------------
 
 

@@ -85,6 +85,8 @@ WINDOW = 64
 # What a worker counted in a broker is news for so long, of so many queues.
 COUNTED_S = 60.0
 MOST_QUEUES = 200
+MOST_DOUBLINGS = 60  # of a pause: it is above any bound then, and floats end at a thousand
+KEY_SEPARATOR = "\x1f"  # in no name: they are printable
 FINISH_PATH = "~"  # behind all digits
 KEEP_S = 7 * 86400.0
 
@@ -397,10 +399,11 @@ class Ledger:
         """
         text = as_json(arguments, "its arguments", MOST_ARGUMENTS_BYTES, where=f"job {job!r}")
         now, root = self._clock.wall(), secrets.token_hex(12)
-        key = None if unique is None else f"{job}:{unique}"
+        key = None if unique is None else f"{job}{KEY_SEPARATOR}{unique}"
+        kept = dict(options or {}) if key is None else {**(options or {}), "unique_key": key}  # for a retry
         row = {
             "id": root, "name": job, "type": type, "queue": queue, "priority": priority, "arguments": text,
-            "options": json.dumps(dict(options or {})), "key": key, "now": now,
+            "options": json.dumps(kept), "key": key, "now": now,
         }  # fmt: skip
         part = {"chunk": chunk, "engine": engine, "queue": queue, "priority": priority, "due_unix_s": now + delay_s}
         try:
@@ -667,7 +670,7 @@ class Ledger:
             if given_up:
                 after = part.replace(state="failed")
             else:
-                pause_s = float(options.get("backoff_s", 1.0)) * 2.0 ** (part.errors - 1)
+                pause_s = float(options.get("backoff_s", 1.0)) * 2.0 ** min(part.errors - 1, MOST_DOUBLINGS)
                 pause_s = min(pause_s, float(options.get("backoff_most_s", 3600.0))) * (0.5 + self._random() / 2)
                 after = part.replace(state="ready", sent=-1, due_unix_s=self._clock.wall() + pause_s)
             self._set(db, after, "state, errors, error, holder, pid, sent, due_unix_s")
@@ -708,7 +711,7 @@ class Ledger:
             state="ready", sent=-1, holder=None, pid=None, due_unix_s=0.0, chunk=blame.chunk, careful=blame.careful,
             deaths=blame.deaths, blamed=blame.blamed, blamed_deaths=blame.blamed_deaths, innocent=blame.innocent,
         )  # fmt: skip
-        if part.pending is not None and not blame.quarantine:
+        if not after.is_condemned:  # else it is to be left out first, even if it was killed before it could be
             after = after.replace(pending=None)
         # It died before it knew its next key: what it reads there cannot be read.
         unreadable = blame.quarantine and part.pending is None
@@ -742,7 +745,7 @@ class Ledger:
         """One part is over: its parent may cut on; with the last one the job is, or its results are folded."""
         root = part.root
         if part.mode == "finish":
-            self._end_job(db, root, "done" if part.state == "done" else part.state, result=part.result)
+            self._end_job(db, root, part.state, result=part.result, error=part.error)
             return
         if part.parent is not None:
             query = (
@@ -768,7 +771,9 @@ class Ledger:
             values = {"engine": part.engine, "queue": part.queue, "priority": part.priority, "mode": "finish"}
             self._add(db, root, values, path=FINISH_PATH)
         else:
-            self._end_job(db, root, "done", result=part.result if part.part == 0 else None)
+            query = "SELECT result FROM job_parts WHERE root = :root AND part = 0 AND mode = 'work'"
+            whole = db.execute(query, {"root": root}).fetchone()  # None where it was cut: each has one of its own
+            self._end_job(db, root, "done", result=whole and whole[0])
 
     def _end_job(
         self, db: Database, root: str, state: str, *, result: str | None = None, error: str | None = None
@@ -1151,7 +1156,8 @@ class Ledger:
     def retry(self, root: str) -> int:
         """Have what failed and what was quarantined done after all; how many parts that are. Raises JobError.
 
-        Each quarantined range becomes a part of its own. The job is open again until they are over.
+        Each quarantined range becomes a part of its own, whose result comes behind those of the part that left it out.
+        The job is open again until they are over, with its `unique` key.
         """
         with self._place.transaction() as db:
             job = self._touch(db, root)
@@ -1159,10 +1165,20 @@ class Ledger:
                 raise JobError("is not known here", where=f"job {root}", mend="`memwarden jobs list` shows them")
             if job[0] not in ("done", "failed"):
                 raise JobError(f"is {job[0]}", where=f"job {root}", mend="only what is over can be tried again")
-            query = f"{_PARTS_WHERE}root = :root AND mode <> 'finish'"
+            query = f"{_PARTS_WHERE}root = :root AND state = 'failed'"
             rows = db.execute(query, {"root": root}).fetchall()
-            parts = {row[1]: Part(**dict(zip(Part._fields, row, strict=True))) for row in rows}
-            left = [part for part in parts.values() if part.state == "failed"]
+            failed = [Part(**dict(zip(Part._fields, row, strict=True))) for row in rows]
+            items = db.execute(
+                "SELECT part, low, high FROM job_quarantine WHERE root = :root AND retried = 0 AND whole = 0",
+                {"root": root},
+            ).fetchall()
+            left = [part for part in failed if part.mode != "finish"]
+            if left or items:  # what they give is folded then
+                db.execute("DELETE FROM job_parts WHERE root = :root AND mode = 'finish'", {"root": root})
+            else:
+                left = failed
+            if left or items:
+                self._reopen(db, root, json.loads(job[4]).get("unique_key"))
             for part in left:
                 db.execute(
                     "UPDATE job_parts SET state = 'ready', sent = -1, due_unix_s = 0, errors = 0, error = NULL,"
@@ -1170,22 +1186,30 @@ class Ledger:
                     " part = :part",
                     {"root": root, "part": part.part},
                 )
-            query = "SELECT part, low, high FROM job_quarantine WHERE root = :root AND retried = 0 AND whole = 0"
-            items = db.execute(query, {"root": root}).fetchall()
             for number, low, high in items:
-                of = parts[number]
-                values = {name: getattr(of, name) for name in ("path", "engine", "queue", "priority")}
-                self._add(db, root, {**values, "parent": None, "low": low, "high": high})
-            of_root = {"root": root}
-            db.execute("UPDATE job_quarantine SET retried = 1 WHERE root = :root", of_root)
-            db.execute("DELETE FROM job_parts WHERE root = :root AND mode = 'finish'", of_root)
-            if left or items:
-                db.execute(
-                    "UPDATE jobs SET state = 'open', finished_unix_s = NULL, expires_unix_s = NULL, result = NULL,"
-                    " error = NULL WHERE id = :root",
-                    of_root,
-                )
+                self._add_again(db, root, number, low, high)
             return len(left) + len(items)
+
+    def _reopen(self, db: Database, root: str, key: str | None) -> None:
+        other = None if key is None else self._open_one(db, key)
+        if other is not None:
+            mend = "see that it is over first"
+            raise JobError(f"has the same unique key as job {other}, which is open", where=f"job {root}", mend=mend)
+        db.execute("UPDATE job_quarantine SET retried = 1 WHERE root = :root", {"root": root})
+        db.execute(
+            "UPDATE jobs SET state = 'open', finished_unix_s = NULL, expires_unix_s = NULL, result = NULL,"
+            " error = NULL, unique_key = :key WHERE id = :root",
+            {"root": root, "key": key},
+        )
+
+    def _add_again(self, db: Database, root: str, number: int, low: str | None, high: str | None) -> None:
+        of = self._part(db, root, number)
+        if of is None:
+            return
+        values = {name: getattr(of, name) for name in ("path", "engine", "queue", "priority")}
+        if of.parent is None and of.part:  # left out of what was tried again before: beside it, and no deeper
+            values["path"] = of.path[:-10]
+        self._add(db, root, {**values, "parent": None, "low": low, "high": high})
 
     def result(self, root: str) -> Any:
         """The result of a job that is done. Raises JobError where it is not, or is not known."""
