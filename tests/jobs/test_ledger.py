@@ -419,6 +419,64 @@ def test_results_are_forgotten_when_their_time_is_over(ledger: Ledger) -> None:
         ledger.result(root)
 
 
+class Last:
+    """A place where something happens behind its first transaction."""
+
+    def __init__(self, place: Any, happens: Callable[[], Any]) -> None:
+        self._place, self._happens = place, [happens]
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Any]:
+        with self._place.transaction() as db:
+            yield db
+        if self._happens:
+            self._happens.pop()()
+
+
+def test_a_job_that_is_tried_again_while_old_ones_are_forgotten_is_not(place: Any) -> None:
+    clock = FakeClock()
+    ledger = Ledger(place, clock=clock)
+    roots = [ledger.submit("work", {}, options={"retries": 0, "keep_s": 60.0})[0] for _ in range(2)]
+    for root in roots:
+        ledger.fail(take(ledger, root), "no")
+    clock.advance(61.0)
+    assert Ledger(Last(place, lambda: ledger.retry(roots[0])), clock=clock).expire() == 1
+    assert ledger.status(roots[1]) is None
+    ledger.finish(take(ledger, roots[0]), None)
+    assert len(ledger.attempts(roots[0])) == 2
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("place", SERVERS, indirect=True)
+def test_a_job_that_is_being_forgotten_is_tried_again_as_a_whole_or_not_at_all(place: Any) -> None:
+    url = place._engine.url.render_as_string(hide_password=False)
+    other = shared.SharedPlace(url)
+    clock = FakeClock()
+    mine, yours = Ledger(place, clock=clock), Ledger(other, clock=clock)
+    roots = [mine.submit("work", {}, options={"retries": 0, "keep_s": 0.0})[0] for _ in range(20)]
+    for root in roots:
+        mine.fail(take(mine, root), "no")
+
+    def retry() -> list[str]:
+        again = []
+        for root in reversed(roots):
+            with contextlib.suppress(JobError):
+                again += [root] * yours.retry(root)
+        return again
+
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            kept, gone = pool.submit(retry), pool.submit(mine.expire)
+            again = kept.result()
+            assert gone.result() + len(again) == len(roots)
+        for root in roots:
+            parts = [part.root for part, _ in mine.due("local", most=50) if part.root == root]
+            assert parts == ([root] if root in again else [])
+            assert (mine.status(root) is None) == (root not in again)
+    finally:
+        other.close()
+
+
 def test_priority_and_delay_order_what_is_due(ledger: Ledger) -> None:
     plain, _ = ledger.submit("plain", {})
     urgent, _ = ledger.submit("urgent", {}, priority=5)

@@ -89,6 +89,8 @@ MOST_DOUBLINGS = 60  # of a pause: it is above any bound then, and floats end at
 KEY_SEPARATOR = "\x1f"  # in no name: they are printable
 FINISH_PATH = "~"  # behind all digits
 KEEP_S = 7 * 86400.0
+# Jobs that one sweep forgets, each in a transaction of its own: others write between them.
+MOST_EXPIRED = 100
 
 
 _NONE: Figures = {}
@@ -809,15 +811,23 @@ class Ledger:
             return True
 
     def expire(self) -> int:
-        """Forget jobs whose results are not kept any longer; how many."""
-        now = {"now": self._clock.wall()}
-        chosen = "(SELECT id FROM jobs WHERE expires_unix_s <= :now)"
+        """Forget jobs whose results are not kept any longer, some at a time; how many."""
+        now = {"now": self._clock.wall(), "most": MOST_EXPIRED}
+        query = "SELECT id FROM jobs WHERE expires_unix_s <= :now ORDER BY expires_unix_s LIMIT :most"
         with self._place.transaction() as db:
-            if db.execute("SELECT 1 FROM jobs WHERE expires_unix_s <= :now LIMIT 1", now).fetchone() is None:
-                return 0
+            roots = [row[0] for row in db.execute(query, now).fetchall()]
+        return sum(self._forget(root) for root in roots)
+
+    def _forget(self, root: str) -> bool:
+        """Unless it was tried again meanwhile, or another machine has forgotten it."""
+        of = {"root": root, "now": self._clock.wall()}
+        with self._place.transaction() as db:
+            self._touch(db, root)
+            if db.execute("DELETE FROM jobs WHERE id = :root AND expires_unix_s <= :now", of).rowcount != 1:
+                return False
             for table in ("job_parts", "job_attempts", "job_quarantine", "job_events"):
-                db.execute(f"DELETE FROM {table} WHERE root IN {chosen}", now)  # noqa: S608  our names
-            return int(db.execute("DELETE FROM jobs WHERE expires_unix_s <= :now", now).rowcount)
+                db.execute(f"DELETE FROM {table} WHERE root = :root", {"root": root})  # noqa: S608  our names
+            return True
 
     def cancelled(self, roots: Sequence[str]) -> list[str]:
         """Those of these jobs that were cancelled."""
