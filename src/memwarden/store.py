@@ -134,6 +134,8 @@ _MIGRATIONS = (
         PRIMARY KEY (engine, queue)
     );
     """,
+    # What of a job is open, to be sent, failed: without a look at all its parts.
+    "CREATE INDEX job_parts_state ON job_parts (root, state, part)",
 )
 
 

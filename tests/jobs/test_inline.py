@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections import deque
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +20,7 @@ from tests.jobs.contract import EngineContract
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 class Inline:
@@ -113,6 +116,49 @@ def test_how_many_items_are_left_is_counted_a_few_times_and_not_for_every_chunk(
     assert (status.state, status.items, len(kept)) == ("done", 400, 400)
     assert 1 <= len(counts) <= 9  # the logarithm of what was left
     assert sorted(counts, reverse=True) == counts
+
+
+@pytest.mark.parametrize("each", ["1K", "100M"])  # in one part, in many
+def test_a_job_leaves_nothing_of_its_own_in_its_sink(bench: Inline, tmp_path: Path, each: str) -> None:
+    path = str(tmp_path / "effects.db")
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("CREATE TABLE done (item INTEGER)")
+
+    @job(items=lambda: range(200), chunk=2, sink=path, bytes_per_item=each, limit="1G", name="tests:leaves")
+    def copies(chunk: list[int], run: Run) -> None:
+        run.connection.executemany("INSERT INTO done VALUES (?)", [(item,) for item in chunk])
+
+    root = submit(copies, {}, engine=bench, ledger=bench.ledger)
+    bench.work()
+    status = bench.ledger.status(root)
+    assert status is not None
+    assert status.state == "done"
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT COUNT(*), COUNT(DISTINCT item) FROM done").fetchone() == (200, 200)
+        assert db.execute("SELECT * FROM memwarden_checkpoints").fetchall() == []
+
+
+def test_whoever_lost_its_part_before_its_first_fence_writes_nothing(bench: Inline, tmp_path: Path) -> None:
+    """It was stopped there for long; meanwhile another one has done the part, and its row in the sink is gone."""
+    path, paused = str(tmp_path / "effects.db"), [True]
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("CREATE TABLE done (item INTEGER)")
+
+    def sink() -> str:
+        if paused and paused.pop():
+            bench.ledger.died((root, 0, 1), kind="lost")
+            bench.work()  # sends it
+            bench.work()
+        return path
+
+    @job(items=lambda: range(4), chunk=4, sink=sink, name="tests:paused")
+    def copies(chunk: list[int], run: Run) -> None:
+        run.connection.executemany("INSERT INTO done VALUES (?)", [(item,) for item in chunk])
+
+    root = submit(copies, {}, engine=bench, ledger=bench.ledger)
+    assert perform(bench.queue.popleft(), engine=bench, ledger=bench.ledger).what == "dropped"
+    with closing(sqlite3.connect(path)) as db:
+        assert [row[0] for row in db.execute("SELECT item FROM done ORDER BY item")] == [0, 1, 2, 3]
 
 
 class TestInline(EngineContract):

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memwarden.config import Config
@@ -80,7 +80,16 @@ def test_should_split_compares_the_whole_with_the_limit() -> None:
 def test_a_share_fits_below_the_warning_line_or_is_one_item(each: float, limit: int, base: int) -> None:
     share = share_of(each, limit_bytes=limit, base_bytes=base)
     assert share >= 1
-    assert share == 1 or base + share * each <= limit * 0.8
+    assert share == 1 or base + share * each <= max(limit * 0.8, (base + limit) / 2)
+
+
+@given(base=st.integers(1, 400), more=st.integers(1, 400))
+def test_no_share_falls_off_a_cliff(base: int, more: int) -> None:
+    """A part has room for a third at least of what fits beside its interpreter, and the more the more fits."""
+    limit = (base + more) * MIB
+    share = share_of(10_000, limit_bytes=limit, base_bytes=base * MIB)
+    assert share >= more * MIB / 10_000 / 3
+    assert share <= share_of(10_000, limit_bytes=limit + MIB, base_bytes=base * MIB)
 
 
 def test_growth_is_believed_from_the_third_chunk_and_eight_mebibytes_on() -> None:
@@ -117,6 +126,39 @@ def test_what_is_old_counts_less() -> None:
     found = histogram.percentile(0.9)
     assert found is not None
     assert found < 110 * MIB
+
+
+@given(often=st.integers(1, 50_000))
+@settings(max_examples=10, deadline=None)
+def test_a_new_size_is_learned_however_often_the_job_has_run(often: int) -> None:
+    histogram = Histogram.from_text(
+        json.dumps({"first": 1.0, "reference_s": 1e9, "weights": {str(Histogram()._bucket(50 * MIB)): float(often)}})
+    )
+    for n in range(often):
+        histogram.add(500 * MIB, 1e9 + n * 0.01)
+    assert histogram.percentile(0.9) == pytest.approx(500 * MIB, rel=0.06)
+
+
+@pytest.mark.parametrize("ahead_s", [1.0, 3600.0, 86400.0, 40 * 86400.0, 10 * 365 * 86400.0])
+@pytest.mark.parametrize("before", [0, 100])
+def test_a_sample_of_a_clock_that_is_ahead_counts_as_one_of_now(ahead_s: float, before: int) -> None:
+    histogram = Histogram()
+    for n in range(before):
+        histogram.add(50 * MIB, 1e9 - before + n)
+    histogram.add(1000 * MIB, 1e9 + ahead_s)
+    for n in range(20):
+        histogram.add(50 * MIB, 1e9 + n)
+    assert histogram.percentile(0.9) == pytest.approx(50 * MIB, rel=0.06)
+
+
+@given(st.permutations(range(6)), st.floats(1.0, 10_000.0))
+def test_samples_of_several_processes_weigh_the_same_in_any_order(order: list[int], apart_s: float) -> None:
+    straight, mixed = Histogram(), Histogram()
+    for n in range(6):
+        straight.add(2.0**n, n * apart_s)
+    for n in order:
+        mixed.add(2.0**n, n * apart_s)
+    assert mixed._weights == pytest.approx(straight._weights)
 
 
 @given(st.lists(st.tuples(st.floats(1, 1e12), st.floats(0, 1e10)), min_size=1, max_size=50))

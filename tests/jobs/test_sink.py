@@ -111,6 +111,44 @@ def test_the_place_can_be_moved_past_an_item(opened: Callable[..., Sink]) -> Non
     assert opened().position == "5"
 
 
+def rows(path: str) -> int:
+    with closing(sqlite3.connect(path)) as db:
+        return int(db.execute("SELECT COUNT(*) FROM memwarden_checkpoints").fetchone()[0])
+
+
+def test_an_earlier_attempt_commits_nothing_when_the_row_is_gone(opened: Callable[..., Sink], path: str) -> None:
+    old = opened()
+    new = opened()
+    write(new, 1)
+    new.commit("1", 1, None)
+    new.forget()
+    assert rows(path) == 0
+    write(old, 2)
+    with pytest.raises(LostError):
+        old.commit("2", 1, None)
+    with pytest.raises(LostError):
+        old.fence()
+    assert (done(path), rows(path)) == ([1], 0)
+
+
+def test_a_row_that_a_later_attempt_has_stays(opened: Callable[..., Sink], path: str) -> None:
+    old = opened()
+    write(old, 1)
+    old.commit("1", 1, None)
+    later = opened()
+    old.forget()
+    assert (rows(path), later.position) == (1, "1")
+
+
+def test_what_cannot_be_taken_away_stays_and_is_said(path: str, caplog: pytest.LogCaptureFixture) -> None:
+    sink = Sink(path, Part(**PART), job="copies")
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("DROP TABLE memwarden_checkpoints")
+    sink.forget()
+    sink.close()
+    assert "a checkpoint of job r stays behind (no such table" in caplog.text
+
+
 def test_what_is_no_sink_is_refused() -> None:
     with pytest.raises(JobError, match="its sink is a list"):
         Sink([], Part(**PART), job="copies")

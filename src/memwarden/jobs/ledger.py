@@ -12,7 +12,9 @@ States of a part: *ready* (to be taken; `sent` is the attempt a message was sent
 A worker that lost its part, because it was taken for dead, cannot write any more: every write names its attempt.
 
 The SQL is plain enough for any database, and every transaction begins by touching the job's row, which serialises
-those of one job. Wall time is used for what people read, and for delays; whether a worker lives is not (see `Watch`).
+those of one job; but for what a worker writes at every chunk, which touches its part's row alone and moves `beat`. So
+whoever decides about a part has its row held by a beat of its own, or writes only where no beat came in between.
+Wall time is used for what people read, and for delays; whether a worker lives is not (see `Watch`).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from math import isfinite
 from random import random
 
 from memwarden.clock import SystemClock
@@ -33,7 +36,7 @@ from memwarden.units import format_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from typing import Any, Protocol
 
@@ -74,13 +77,20 @@ OPEN = ("ready", "running", "waiting")
 RESEND_S = 900.0
 # Where a worker counted that the broker is only behind, that many times as long: others' messages count there too.
 BEHIND = 8
+# A heart that stands still in a process that lives: C code that holds the interpreter's lock, or a machine that swaps.
+# So many leases are for those; what hangs is for `timeout=`.
+ALIVE = 10
 # Children of one part that are open at once: enough for any number of local workers, few enough for any broker.
 WINDOW = 64
 # What a worker counted in a broker is news for so long, of so many queues.
 COUNTED_S = 60.0
 MOST_QUEUES = 200
+MOST_DOUBLINGS = 60  # of a pause: it is above any bound then, and floats end at a thousand
+KEY_SEPARATOR = "\x1f"  # in no name: they are printable
 FINISH_PATH = "~"  # behind all digits
 KEEP_S = 7 * 86400.0
+# Jobs that one sweep forgets, each in a transaction of its own: others write between them.
+MOST_EXPIRED = 100
 
 
 _NONE: Figures = {}
@@ -110,8 +120,8 @@ class Worker(Fact):
         """The calling process, now."""
         pid, parent = os.getpid(), os.getppid()
         return cls(
-            host=os.uname().nodename, boot=_boot(), pid=pid, start=_start(pid), parent=parent,
-            parent_start=_start(parent), kills=_kernel_kills(),
+            host=os.uname().nodename, boot=_boot(), pid=pid, start=_start(pid) or "", parent=parent,
+            parent_start=_start(parent) or "", kills=_kernel_kills(),
         )  # fmt: skip
 
     def _is_of_here(self) -> bool:
@@ -119,11 +129,21 @@ class Worker(Fact):
 
     def is_gone(self) -> bool:
         """Whether it certainly runs no more: false also where that cannot be told from here."""
-        return self._is_of_here() and _start(self.pid) != self.start
+        return self._is_of_here() and _start(self.pid) not in (self.start, None)
+
+    def lives(self) -> bool:
+        """Whether it certainly runs: false also where that cannot be told from here."""
+        return self._is_of_here() and _start(self.pid) == self.start
+
+    def is_of_another_boot(self) -> bool:
+        """Whether a host of this name had it at another boot: this one before, or another that is called the same."""
+        now, then = _boot().partition(" ")[0], self.boot.partition(" ")[0]
+        return self.host == os.uname().nodename and bool(now) and bool(then) and now != then
 
     def lost_its_parent(self) -> bool:
         """Whether its parent is gone too: it went with it, and no item is to blame."""
-        return self._is_of_here() and bool(self.parent_start) and _start(self.parent) != self.parent_start
+        known = self._is_of_here() and bool(self.parent_start)
+        return known and _start(self.parent) not in (self.parent_start, None)
 
     def death(self, status: int | None) -> str:
         """The kind of its death, of port.DEATHS, by its exit code or negated signal (None: not known).
@@ -160,14 +180,28 @@ def _boot() -> str:
         return ""
 
 
-def _start(pid: int) -> str:
-    """Field 22 of /proc/PID/stat (proc(5)); empty when it is gone, or a zombie, which does nothing any more."""
+def _start(pid: int) -> str | None:
+    """Field 22 of /proc/PID/stat (proc(5)); empty when it is gone, or a zombie, which does nothing any more.
+
+    None where it is there and hidden from us, as /proc with `hidepid` hides what others run.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             words = file.read().rpartition(b")")[2].split()
     except OSError:
-        return ""
+        return None if _exists(pid) else ""
     return words[19].decode() if len(words) > 19 and words[0] not in (b"Z", b"X") else ""
+
+
+def _exists(pid: int) -> bool:
+    """Whether any process has this number, whoever owns it and whatever /proc shows."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 class Part(Fact):
@@ -363,14 +397,15 @@ class Ledger:
     ) -> tuple[str, bool]:
         """Write a new job with its one part; its id, and whether it is new (not where one of that key is open).
 
-        Raises JobError for arguments that are no JSON, or too long.
+        Raises JobError for arguments that would not come back from JSON as they were, or are too long.
         """
         text = as_json(arguments, "its arguments", MOST_ARGUMENTS_BYTES, where=f"job {job!r}")
         now, root = self._clock.wall(), secrets.token_hex(12)
-        key = None if unique is None else f"{job}:{unique}"
+        key = None if unique is None else f"{job}{KEY_SEPARATOR}{unique}"
+        kept = dict(options or {}) if key is None else {**(options or {}), "unique_key": key}  # for a retry
         row = {
             "id": root, "name": job, "type": type, "queue": queue, "priority": priority, "arguments": text,
-            "options": json.dumps(dict(options or {})), "key": key, "now": now,
+            "options": json.dumps(kept), "key": key, "now": now,
         }  # fmt: skip
         part = {"chunk": chunk, "engine": engine, "queue": queue, "priority": priority, "due_unix_s": now + delay_s}
         try:
@@ -437,7 +472,10 @@ class Ledger:
                 return "cancelled"
             if part.state != "ready" or part.attempt != message.attempt:
                 return "dropped"
-            if part.due_unix_s > now:
+            if part.due_unix_s > now:  # by our clock, and this message is spent: another one has to be sent
+                query = "UPDATE job_parts SET sent = -1 WHERE root = :root AND part = :part AND attempt = :attempt"
+                of = {"root": part.root, "part": part.part, "attempt": part.attempt}
+                db.execute(f"{query} AND state = 'ready'", of)
                 return "later"
             return self._take(db, job, part, worker, now)
 
@@ -461,29 +499,34 @@ class Ledger:
         )  # fmt: skip
 
     def _own(self, db: Database, claim: Claim) -> Part:
-        """The claim's part as it is written down. Raises LostError where it is not this worker's any more."""
+        """The claim's part as it is written down, its row held. Raises LostError where it is another one's by now."""
         self._touch(db, claim.part.root)
+        self._beat(db, claim)
         part = self._part(db, claim.part.root, claim.part.part)
-        if part is None or part.state != "running" or part.attempt != claim.part.attempt:
+        if part is None:
             raise LostError
         return part
+
+    @staticmethod
+    def _beat(db: Database, claim: Claim) -> None:
+        query = (
+            "UPDATE job_parts SET beat = beat + 1 WHERE root = :root AND part = :part AND attempt = :attempt"
+            " AND state = 'running'"
+        )
+        if db.execute(query, claim.key).rowcount != 1:
+            raise LostError
 
     def beat(self, claim: Claim) -> None:
         """Say that the worker lives. Raises LostError."""
         with self._place.transaction() as db:
-            query = (
-                "UPDATE job_parts SET beat = beat + 1 WHERE root = :root AND part = :part AND attempt = :attempt"
-                " AND state = 'running'"
-            )
-            if db.execute(query, claim.key).rowcount != 1:
-                raise LostError
+            self._beat(db, claim)
 
     def announce(self, claim: Claim, pending: str | None) -> None:
         """Say which item comes next, by its key: should it kill the worker it can be left out unseen."""
         with self._place.transaction() as db:
             query = (
-                "UPDATE job_parts SET pending = :pending WHERE root = :root AND part = :part AND attempt = :attempt"
-                " AND state = 'running'"
+                "UPDATE job_parts SET pending = :pending, beat = beat + 1 WHERE root = :root AND part = :part AND"
+                " attempt = :attempt AND state = 'running'"
             )
             if db.execute(query, {**claim.key, "pending": pending}).rowcount != 1:
                 raise LostError
@@ -501,15 +544,18 @@ class Ledger:
                 raise LostError
         return claim.replace(part=after)
 
-    def _set(self, db: Database, part: Part, names: str) -> bool:
-        """Write these columns of a running part; false where it is not that attempt's any more."""
+    def _set(self, db: Database, part: Part, names: str, *, beat: int | None = None) -> bool:
+        """Write these columns of a running part; false where it is not that attempt's any more, or has beaten on."""
         columns = [name.strip() for name in names.split(",")]
         sets = ", ".join(f"{name} = :{name}" for name in columns)
+        unmoved = "" if beat is None else " AND beat = :seen"
         query = (
             f"UPDATE job_parts SET {sets}, beat = beat + 1, updated_unix_s = :now WHERE root = :root AND"  # noqa: S608  our names
-            " part = :part AND attempt = :of_attempt AND state = 'running'"
+            f" part = :part AND attempt = :of_attempt AND state = 'running'{unmoved}"
         )
         values = {name: getattr(part, name) for name in columns}
+        if beat is not None:
+            values["seen"] = beat
         values |= {"now": self._clock.wall(), "root": part.root, "part": part.part, "of_attempt": part.attempt}
         return bool(db.execute(query, values).rowcount == 1)
 
@@ -535,7 +581,7 @@ class Ledger:
             " (:root, :part, :low, :high, :whole, :deaths, :kind, :text, :now, 0)",
             {
                 "root": part.root, "part": part.part, "low": part.cursor, "high": high, "whole": int(whole),
-                "deaths": part.deaths + part.blamed_deaths, "kind": kind, "text": text[:ERROR_CHARACTERS],
+                "deaths": part.deaths + part.blamed_deaths, "kind": kind, "text": _kept(text),
                 "now": self._clock.wall(),
             },
         )  # fmt: skip
@@ -620,13 +666,13 @@ class Ledger:
         options = claim.options
         with self._place.transaction() as db:
             part = self._own(db, claim)
-            part = part.replace(errors=part.errors + 1, error=error[:ERROR_CHARACTERS], holder=None, pid=None)
+            part = part.replace(errors=part.errors + 1, error=_kept(error), holder=None, pid=None)
             given_up = final or part.errors > int(options.get("retries", 3))
             pause_s = 0.0
             if given_up:
                 after = part.replace(state="failed")
             else:
-                pause_s = float(options.get("backoff_s", 1.0)) * 2.0 ** (part.errors - 1)
+                pause_s = float(options.get("backoff_s", 1.0)) * 2.0 ** min(part.errors - 1, MOST_DOUBLINGS)
                 pause_s = min(pause_s, float(options.get("backoff_most_s", 3600.0))) * (0.5 + self._random() / 2)
                 after = part.replace(state="ready", sent=-1, due_unix_s=self._clock.wall() + pause_s)
             self._set(db, after, "state, errors, error, holder, pid, sent, due_unix_s")
@@ -647,7 +693,10 @@ class Ledger:
         return [each for each in claims if each[1].boot == boot]
 
     def died(self, claimed: tuple[str, int, int], *, kind: str, peak_bytes: int | None = None, text: str = "") -> bool:
-        """The worker of this attempt died so (of DEATHS); its part goes on smaller. False where that was known."""
+        """The worker of this attempt died so (of DEATHS); its part goes on smaller.
+
+        False where that was known, and where it lives after all: it wrote while this was being written down.
+        """
         if kind not in DEATHS:
             raise ValueError(kind)
         root, number, attempt = claimed
@@ -656,27 +705,28 @@ class Ledger:
             part = self._part(db, root, number)
             if part is None or part.state != "running" or part.attempt != attempt:
                 return False
-            self._after_death(db, part, kind, text, {"peak_bytes": peak_bytes})
-            return True
+            return self._after_death(db, part, kind, text, {"peak_bytes": peak_bytes})
 
-    def _after_death(self, db: Database, part: Part, kind: str, text: str, figures: Figures) -> None:
+    def _after_death(self, db: Database, part: Part, kind: str, text: str, figures: Figures) -> bool:
         blame = after_death(part.blame, kind, part.cursor)
         after = part.replace(
             state="ready", sent=-1, holder=None, pid=None, due_unix_s=0.0, chunk=blame.chunk, careful=blame.careful,
             deaths=blame.deaths, blamed=blame.blamed, blamed_deaths=blame.blamed_deaths, innocent=blame.innocent,
         )  # fmt: skip
-        if part.pending is not None and not blame.quarantine:
+        if not after.is_condemned:  # else it is to be left out first, even if it was killed before it could be
             after = after.replace(pending=None)
-        if (
-            blame.quarantine and part.pending is None
-        ):  # it died before it knew its next key: what it reads there cannot be read
-            self._bury(db, after, part.high, kind=kind, text=text, whole=True)
-            after = after.replace(state="failed", error=f"three deaths at one place, the last: {kind} ({text})")
-        self._set(db, after, "state, sent, holder, pid, due_unix_s, chunk, careful, deaths, blamed, blamed_deaths,"
-                             " innocent, pending, position, error")  # fmt: skip
+        # It died before it knew its next key: what it reads there cannot be read.
+        unreadable = blame.quarantine and part.pending is None
+        if unreadable:
+            after = after.replace(state="failed", error=_kept(f"three deaths at one place, the last: {kind} ({text})"))
+        if not self._set(db, after, "state, sent, holder, pid, due_unix_s, chunk, careful, deaths, blamed,"
+                                    " blamed_deaths, innocent, pending, error", beat=part.beat):  # fmt: skip
+            return False
         self._end_attempt(db, part, kind, text=text, figures=figures)
-        if after.state == "failed":
+        if unreadable:
+            self._bury(db, after, part.high, kind=kind, text=text, whole=True)
             self._closed(db, after)
+        return True
 
     # --- ends --------------------------------------------------------------------------------------------------
 
@@ -686,7 +736,7 @@ class Ledger:
             " peak_bytes = :peak, growth_bytes = :growth, items = :items WHERE root = :root AND part = :part"
             " AND attempt = :attempt",
             {
-                "now": self._clock.wall(), "ending": ending, "text": text[:ERROR_CHARACTERS] or None,
+                "now": self._clock.wall(), "ending": ending, "text": _kept(text) or None,
                 "base": figures.get("base_bytes"), "peak": figures.get("peak_bytes"),
                 "growth": figures.get("growth_bytes"), "items": figures.get("items"), "root": part.root,
                 "part": part.part, "attempt": part.attempt,
@@ -697,7 +747,7 @@ class Ledger:
         """One part is over: its parent may cut on; with the last one the job is, or its results are folded."""
         root = part.root
         if part.mode == "finish":
-            self._end_job(db, root, "done" if part.state == "done" else part.state, result=part.result)
+            self._end_job(db, root, part.state, result=part.result, error=part.error)
             return
         if part.parent is not None:
             query = (
@@ -723,7 +773,9 @@ class Ledger:
             values = {"engine": part.engine, "queue": part.queue, "priority": part.priority, "mode": "finish"}
             self._add(db, root, values, path=FINISH_PATH)
         else:
-            self._end_job(db, root, "done", result=part.result if part.part == 0 else None)
+            query = "SELECT result FROM job_parts WHERE root = :root AND part = 0 AND mode = 'work'"
+            whole = db.execute(query, {"root": root}).fetchone()  # None where it was cut: each has one of its own
+            self._end_job(db, root, "done", result=whole and whole[0])
 
     def _end_job(
         self, db: Database, root: str, state: str, *, result: str | None = None, error: str | None = None
@@ -759,15 +811,23 @@ class Ledger:
             return True
 
     def expire(self) -> int:
-        """Forget jobs whose results are not kept any longer; how many."""
-        now = {"now": self._clock.wall()}
-        chosen = "(SELECT id FROM jobs WHERE expires_unix_s <= :now)"
+        """Forget jobs whose results are not kept any longer, some at a time; how many."""
+        now = {"now": self._clock.wall(), "most": MOST_EXPIRED}
+        query = "SELECT id FROM jobs WHERE expires_unix_s <= :now ORDER BY expires_unix_s LIMIT :most"
         with self._place.transaction() as db:
-            if db.execute("SELECT 1 FROM jobs WHERE expires_unix_s <= :now LIMIT 1", now).fetchone() is None:
-                return 0
+            roots = [row[0] for row in db.execute(query, now).fetchall()]
+        return sum(self._forget(root) for root in roots)
+
+    def _forget(self, root: str) -> bool:
+        """Unless it was tried again meanwhile, or another machine has forgotten it."""
+        of = {"root": root, "now": self._clock.wall()}
+        with self._place.transaction() as db:
+            self._touch(db, root)
+            if db.execute("DELETE FROM jobs WHERE id = :root AND expires_unix_s <= :now", of).rowcount != 1:
+                return False
             for table in ("job_parts", "job_attempts", "job_quarantine", "job_events"):
-                db.execute(f"DELETE FROM {table} WHERE root IN {chosen}", now)  # noqa: S608  our names
-            return int(db.execute("DELETE FROM jobs WHERE expires_unix_s <= :now", now).rowcount)
+                db.execute(f"DELETE FROM {table} WHERE root = :root", {"root": root})  # noqa: S608  our names
+            return True
 
     def cancelled(self, roots: Sequence[str]) -> list[str]:
         """Those of these jobs that were cancelled."""
@@ -871,7 +931,7 @@ class Ledger:
             db.execute(
                 "UPDATE job_parts SET due_unix_s = :due, sent = -1, error = :error WHERE root = :root AND part = :part"
                 " AND attempt = :attempt AND state = 'ready'",
-                {"due": self._clock.wall() + delay_s, "error": error[:ERROR_CHARACTERS], "root": message.root,
+                {"due": self._clock.wall() + delay_s, "error": _kept(error), "root": message.root,
                  "part": message.part, "attempt": message.attempt},
             )  # fmt: skip
 
@@ -914,7 +974,7 @@ class Ledger:
         db.execute(
             "INSERT INTO job_events (unix_s, kind, root, name, text, details) VALUES"
             " (:now, :kind, :root, :name, :text, :details)",
-            {"now": self._clock.wall(), "kind": kind, "root": root, "name": name, "text": text,
+            {"now": self._clock.wall(), "kind": kind, "root": root, "name": name, "text": _kept(text),
              "details": json.dumps(dict(details))},
         )  # fmt: skip
 
@@ -1106,7 +1166,8 @@ class Ledger:
     def retry(self, root: str) -> int:
         """Have what failed and what was quarantined done after all; how many parts that are. Raises JobError.
 
-        Each quarantined range becomes a part of its own. The job is open again until they are over.
+        Each quarantined range becomes a part of its own, whose result comes behind those of the part that left it out.
+        The job is open again until they are over, with its `unique` key.
         """
         with self._place.transaction() as db:
             job = self._touch(db, root)
@@ -1114,10 +1175,20 @@ class Ledger:
                 raise JobError("is not known here", where=f"job {root}", mend="`memwarden jobs list` shows them")
             if job[0] not in ("done", "failed"):
                 raise JobError(f"is {job[0]}", where=f"job {root}", mend="only what is over can be tried again")
-            query = f"{_PARTS_WHERE}root = :root AND mode <> 'finish'"
+            query = f"{_PARTS_WHERE}root = :root AND state = 'failed'"
             rows = db.execute(query, {"root": root}).fetchall()
-            parts = {row[1]: Part(**dict(zip(Part._fields, row, strict=True))) for row in rows}
-            left = [part for part in parts.values() if part.state == "failed"]
+            failed = [Part(**dict(zip(Part._fields, row, strict=True))) for row in rows]
+            items = db.execute(
+                "SELECT part, low, high FROM job_quarantine WHERE root = :root AND retried = 0 AND whole = 0",
+                {"root": root},
+            ).fetchall()
+            left = [part for part in failed if part.mode != "finish"]
+            if left or items:  # what they give is folded then
+                db.execute("DELETE FROM job_parts WHERE root = :root AND mode = 'finish'", {"root": root})
+            else:
+                left = failed
+            if left or items:
+                self._reopen(db, root, json.loads(job[4]).get("unique_key"))
             for part in left:
                 db.execute(
                     "UPDATE job_parts SET state = 'ready', sent = -1, due_unix_s = 0, errors = 0, error = NULL,"
@@ -1125,22 +1196,30 @@ class Ledger:
                     " part = :part",
                     {"root": root, "part": part.part},
                 )
-            query = "SELECT part, low, high FROM job_quarantine WHERE root = :root AND retried = 0 AND whole = 0"
-            items = db.execute(query, {"root": root}).fetchall()
             for number, low, high in items:
-                of = parts[number]
-                values = {name: getattr(of, name) for name in ("path", "engine", "queue", "priority")}
-                self._add(db, root, {**values, "parent": None, "low": low, "high": high})
-            of_root = {"root": root}
-            db.execute("UPDATE job_quarantine SET retried = 1 WHERE root = :root", of_root)
-            db.execute("DELETE FROM job_parts WHERE root = :root AND mode = 'finish'", of_root)
-            if left or items:
-                db.execute(
-                    "UPDATE jobs SET state = 'open', finished_unix_s = NULL, expires_unix_s = NULL, result = NULL,"
-                    " error = NULL WHERE id = :root",
-                    of_root,
-                )
+                self._add_again(db, root, number, low, high)
             return len(left) + len(items)
+
+    def _reopen(self, db: Database, root: str, key: str | None) -> None:
+        other = None if key is None else self._open_one(db, key)
+        if other is not None:
+            mend = "see that it is over first"
+            raise JobError(f"has the same unique key as job {other}, which is open", where=f"job {root}", mend=mend)
+        db.execute("UPDATE job_quarantine SET retried = 1 WHERE root = :root", {"root": root})
+        db.execute(
+            "UPDATE jobs SET state = 'open', finished_unix_s = NULL, expires_unix_s = NULL, result = NULL,"
+            " error = NULL, unique_key = :key WHERE id = :root",
+            {"root": root, "key": key},
+        )
+
+    def _add_again(self, db: Database, root: str, number: int, low: str | None, high: str | None) -> None:
+        of = self._part(db, root, number)
+        if of is None:
+            return
+        values = {name: getattr(of, name) for name in ("path", "engine", "queue", "priority")}
+        if of.parent is None and of.part:  # left out of what was tried again before: beside it, and no deeper
+            values["path"] = of.path[:-10]
+        self._add(db, root, {**values, "parent": None, "low": low, "high": high})
 
     def result(self, root: str) -> Any:
         """The result of a job that is done. Raises JobError where it is not, or is not known."""
@@ -1185,13 +1264,21 @@ def _add_ending(values: dict[str, Any], row: Sequence[Any]) -> None:
 class Watch:
     """Sees which workers do not beat any more, by its own monotonic clock: no two clocks are compared.
 
+    Time counts as far as it was looked at, a quarter of the lease from one look to the next at most: while a watcher
+    is stopped, or its ledger away, nobody saw a beat, and perhaps nobody could write one.
+
     A worker that is gone while its parent lives is left to the parent for `parent_s`: it knows how its child died.
+    `one_machine`: only this machine's workers reach the ledger, so those of an earlier boot are gone. Elsewhere two
+    machines may have one name.
     """
 
-    def __init__(self, clock: Clock | None = None, *, lease_s: float = LEASE_S, parent_s: float = 0.0) -> None:
+    def __init__(
+        self, clock: Clock | None = None, *, lease_s: float = LEASE_S, parent_s: float = 0.0, one_machine: bool = False
+    ) -> None:
         self._clock = clock or SystemClock()
-        self._lease_s, self._parent_s = lease_s, parent_s
-        self._seen: dict[tuple[str, int, int], tuple[int, float]] = {}
+        self._lease_s, self._parent_s, self._one_machine = lease_s, parent_s, one_machine
+        self._looked_s: float | None = None
+        self._seen: dict[tuple[str, int, int], tuple[int, float]] = {}  # the beat, and how long it stood still
         self._gone: dict[tuple[str, int, int], float] = {}
 
     @property
@@ -1201,40 +1288,86 @@ class Watch:
 
     def dead(self, parts: Sequence[Part]) -> list[tuple[tuple[str, int, int], str, str]]:
         """Of the parts that are running: those whose worker is gone, the kind of its death, why that is thought."""
-        now, before, found = self._clock.monotonic(), self._seen, []
-        self._seen = {}
-        gone: dict[tuple[str, int, int], float] = {}
+        now = self._clock.monotonic()
+        passed_s = 0.0 if self._looked_s is None else min(now - self._looked_s, self._lease_s / 4)
+        seen, gone, found = self._seen, self._gone, []
+        self._looked_s, self._seen, self._gone = now, {}, {}
         for part in parts:
             key = (part.root, part.part, part.attempt)
-            beat, since = before.get(key, (-1, now))
-            if beat != part.beat:
-                beat, since = part.beat, now
+            beat, still_s = seen.get(key, (-1, 0.0))
+            still_s = still_s + passed_s if beat == part.beat else 0.0
             worker = None if part.holder is None else Worker(**json.loads(part.holder))
             if worker is not None and worker.is_gone():
-                gone_since = self._gone.get(key, now)
-                if worker.lost_its_parent() or now - gone_since >= self._parent_s:
-                    found.append((key, worker.death(None), "its process is gone"))
-                else:
-                    gone[key] = gone_since
-                    self._seen[key] = (beat, since)
-            elif now - since >= self._lease_s:
-                found.append((key, "lost", f"no heartbeat for {self._lease_s:g} s"))
+                since_s = gone.get(key, now)
+                death = self._without_process(worker, now - since_s)
+                if death is None:
+                    self._gone[key] = since_s
             else:
-                self._seen[key] = (beat, since)
-        self._gone = gone
+                death = self._without_beat(worker, still_s)
+            if death is None:
+                self._seen[key] = (part.beat, still_s)
+            else:
+                found.append((key, *death))
         return found
+
+    def _without_process(self, worker: Worker, for_s: float) -> tuple[str, str] | None:
+        if worker.lost_its_parent() or for_s >= self._parent_s:
+            return worker.death(None), "its process is gone"
+        return None
+
+    def _without_beat(self, worker: Worker | None, for_s: float) -> tuple[str, str] | None:
+        rebooted = worker is not None and worker.is_of_another_boot()
+        if rebooted and self._one_machine:
+            return "killed", "this machine was started anew since"
+        if for_s < self._lease_s:
+            return None
+        if worker is not None and worker.lives():
+            lease_s = ALIVE * self._lease_s
+            return ("lost", f"no heartbeat for {lease_s:g} s of a process that lives") if for_s >= lease_s else None
+        return "killed" if rebooted else "lost", f"no heartbeat for {self._lease_s:g} s"
+
+
+def _kept(text: str) -> str:
+    """As every database takes it: no lone surrogates (undecodable names), no NUL (PostgreSQL), and not for ever."""
+    plain = text[:ERROR_CHARACTERS].encode(errors="backslashreplace").decode()
+    return plain.replace("\0", "\\0")[:ERROR_CHARACTERS]
 
 
 def as_json(value: object, what: str, most_bytes: int, *, where: str) -> str:
-    """JSON text that comes back as it was. Raises JobError: what cannot be, where, and what to do instead."""
+    """JSON text that comes back as it was, but for tuples, which come back as lists.
+
+    Raises JobError: what cannot be, where, and what to do instead.
+    """
+    mend = "give numbers, texts, lists and dictionaries; larger things belong into a file or a database"
     try:
-        text = json.dumps(value, allow_nan=False)
+        text = json.dumps(value)
+        found = _changed(value) if len(text) <= most_bytes else None
     except (TypeError, ValueError, RecursionError) as error:
-        mend = "give numbers, texts, lists and dictionaries; larger things belong into a file or a database"
         raise JobError(f"{what} cannot be written as JSON ({error})", where=where, mend=mend) from error
     if len(text) > most_bytes:
         raise JobError(
             f"{what} take {format_bytes(len(text))}, at most {format_bytes(most_bytes)} are kept", where=where,
             mend="hand over a key or a path instead of the data",
         )  # fmt: skip
+    if found is not None:
+        place, why, mend = found
+        raise JobError(f"{what} cannot be written as JSON ({why}{place and f' at {place}'})", where=where, mend=mend)
     return text
+
+
+def _changed(value: object) -> tuple[str, str, str] | None:
+    """The place of the first thing in it that would not come back as it was, why, and what to do; None for none."""
+    pairs: Iterable[tuple[Any, object]] = ()
+    if isinstance(value, dict):
+        pairs = value.items()
+    elif isinstance(value, (list, tuple)):
+        pairs = enumerate(value)
+    elif isinstance(value, float) and not isfinite(value):
+        return "", f"{value} is no number of JSON", "give None where there is no number"
+    for key, each in pairs:
+        if isinstance(value, dict) and not isinstance(key, str):
+            return "", f"the key {key!r:.40} is no text", "write it as str(key), or give a list of pairs"
+        found = _changed(each) if isinstance(each, (dict, list, tuple, float)) else None
+        if found is not None:
+            return f"[{key!r:.40}]{found[0]}", *found[1:]
+    return None

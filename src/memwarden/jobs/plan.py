@@ -8,6 +8,9 @@ __all__ = ["Growth", "share_of", "should_split"]
 
 # A part is planned to end below this share of the limit: estimates are wrong by some, and the warning line is at 0.8.
 FILL = 0.7
+# Beside an interpreter and imports that nearly fill the limit, a part may take this share of what is left: better that
+# it passes the warning line than that every item pays for a process of its own.
+REST = 0.5
 # Growth is believed from here on: warming up, arenas and caches stay below.
 LEAST_GROWTH_BYTES = 8 * MIB
 LEAST_CHUNKS = 3
@@ -19,8 +22,11 @@ def should_split(count: int, bytes_per_item: float, *, limit_bytes: int, base_by
 
 
 def share_of(bytes_per_item: float, *, limit_bytes: int, base_bytes: int = 0) -> int:
-    """How many items one part should have so that it stays below the warning line; at least one."""
-    room = max(0.0, limit_bytes * FILL - base_bytes)
+    """How many items one part should have; at least one.
+
+    With them it stays below the warning line, or halfway to the limit where its base is near that line or above.
+    """
+    room = max(0.0, limit_bytes * FILL - base_bytes, (limit_bytes - base_bytes) * REST)
     return max(1, int(room / bytes_per_item)) if bytes_per_item > 0 else 1 << 62
 
 

@@ -44,7 +44,7 @@ raises never leaves it.
 process that calls it. It sends what is due and unsent (a broker that was away), sends again what was sent and never
 taken (a broker that lost it), and takes parts back from workers that died. Workers' clocks are never compared: a
 worker is dead when its pid on this machine is gone, or when its heartbeat did not move for `LEASE_S` by the clock of
-whoever watches.
+whoever watches (ten times as long where its process can be seen to live).
 
 **When an adapter sees a worker die** (RQ's `handle_work_horse_killed`, Celery's WorkerLostError) it tells at once:
 

@@ -131,7 +131,7 @@ class Runner:
         self._slots: Slots | None = None
         self._cgroup = cgroup
         self._children: dict[int, _Child] = {}
-        self._watch = Watch(self._clock, parent_s=PARENT_S)
+        self._watch = Watch(self._clock, parent_s=PARENT_S, one_machine=True)
         self._swept_s = float("-inf")
         self._stop = threading.Event()
         self._failures: dict[tuple[str, int], int] = {}

@@ -7,9 +7,9 @@ the job's own row.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from contextlib import contextmanager
 from decimal import Decimal
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -73,6 +73,8 @@ def _table(name: str, columns: str, *more: Any) -> sa.Table:
     return sa.Table(f"memwarden_{name}", _META, *made, *more)
 
 
+# Tables that were made before there was one get it when they are opened.
+_BY_STATE = sa.Index("memwarden_job_parts_state", "root", "state", "part")
 # As the store has them (`memwarden.store`).
 _table(
     "jobs",
@@ -91,6 +93,7 @@ _table(
     sa.Index("memwarden_job_parts_ready", "state", "engine", "due_unix_s"),
     sa.Index("memwarden_job_parts_path", "root", "path"),
     sa.Index("memwarden_job_parts_parent", "root", "parent", "state"),
+    _BY_STATE,
 )
 _table(
     "job_attempts",
@@ -144,12 +147,14 @@ class SharedPlace:
                 _META.create_all(self._engine)
         except sa.exc.SQLAlchemyError as error:
             raise self._failed(error) from error
+        with contextlib.suppress(sa.exc.DBAPIError):  # who may not make it does without, or another one just did
+            _BY_STATE.create(self._engine, checkfirst=True)
 
     def _failed(self, error: sa.exc.SQLAlchemyError) -> StoreError:
         why = str(getattr(error, "orig", None) or error).strip().splitlines()
         return StoreError(f"cannot be used ({why[0] if why else type(error).__name__})", where=self.where)
 
-    @contextmanager
+    @contextlib.contextmanager
     def transaction(self) -> Iterator[_Database]:
         """All of it, or nothing. Raises StoreError for whatever the database raises."""
         if self._pid != os.getpid():

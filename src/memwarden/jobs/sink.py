@@ -3,10 +3,15 @@
 The cursor is a row of `memwarden_checkpoints`, the table that `flow.process` uses, and the truth about a part's place:
 the ledger follows it. Each attempt writes the next version of that row before it begins, so a worker that was taken
 for dead and is not cannot commit any more.
+
+The row goes when its part is done, after the ledger has said so. Who had it before then cannot commit without it; who
+comes later makes a new one, and finds out from the ledger that the part is not his before he does anything: so each
+attempt asks it behind its fence.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import time
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Sink"]
 
+_log = logging.getLogger("memwarden.jobs")
 # How long one that writes waits for another one that writes to the same SQLite file.
 BUSY_S = 30.0
 
@@ -92,6 +98,14 @@ class Sink:
         except CheckpointError:
             raise LostError from None
 
+    def forget(self) -> None:
+        """The part is done, and the ledger says so: take its row away. What cannot be taken away stays."""
+        try:
+            self.undo()
+            self._table.forget_part(self._checkpoint)
+        except Exception as error:  # noqa: BLE001  any driver's; what is done is done
+            _log.warning("a checkpoint of %s stays behind (%s)", self._checkpoint.name, error)
+
     def undo(self) -> None:
         """Undo what the chunk in hand wrote, and let the connection go: it may be the reason."""
         connection, self._connection = self._connection, None
@@ -148,6 +162,12 @@ class SqliteTable:
     def claim(self, checkpoint: Checkpoint) -> Checkpoint:
         """Write the next version, so that whoever has this one cannot. Raises CheckpointError."""
         return self.write(checkpoint, None)
+
+    def forget_part(self, checkpoint: Checkpoint) -> None:
+        """Take the row of this one part away, where it still is of this version."""
+        query = f"DELETE FROM {self.NAME} WHERE name = ? AND part = ? AND version = ?"  # noqa: S608  our name
+        with self._db:
+            self._db.execute(query, (checkpoint.name, checkpoint.part, checkpoint.version))
 
     def write(self, checkpoint: Checkpoint, connection: sqlite3.Connection | None) -> Checkpoint:
         """Write the next version; without `connection` in a transaction of its own. Raises CheckpointError."""

@@ -348,6 +348,8 @@ class _Attempt:
     def _done(self) -> Ending:
         messages = self.ledger.finish(self.claim, self._result_text(), figures=self._figures())
         self._follow(messages)
+        if self.sink is not None:
+            self.sink.forget()
         return Ending(what="done", fresh=self.guard.is_over)
 
     def _result_text(self) -> str | None:
@@ -457,6 +459,7 @@ class _Attempt:
             from memwarden.jobs.sink import Sink
 
             self.sink = Sink(sink, self.claim.part, job=self.job.name)
+            self.ledger.beat(self.claim)  # whoever lost the part stops here: its row may be gone, and be made anew
             if self.sink.position not in (None, self.claim.part.position):
                 done = self.sink.items - self.claim.part.items
                 if done > 0:  # committed there, and the worker died before it could say so here
@@ -533,6 +536,8 @@ class _Attempt:
             text=why, figures=self._figures(),
         )  # fmt: skip
         self._follow(messages)
+        if self.sink is not None and len(found) < WINDOW:
+            self.sink.forget()
         return Ending(what="split", fresh=self.guard.is_warm, text=why)
 
 

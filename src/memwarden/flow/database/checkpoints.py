@@ -149,6 +149,15 @@ class TableLedger:
                 connection.execute(table.delete().where(table.c.name == name))
         journal.forget(self.beside, name)
 
+    def forget_part(self, checkpoint: Checkpoint) -> None:
+        """Take the row of this one part away, where it still is of this version."""
+        of, columns = checkpoint, _checkpoints.c
+        query = _checkpoints.delete().where(
+            columns.name == of.name, columns.part == of.part, columns.version == of.version
+        )
+        with self._engine.begin() as connection:
+            connection.execute(query)
+
     def start(self, parts: tuple[Checkpoint, ...]) -> tuple[Checkpoint, ...]:
         """Write the first version of all parts, or of none."""
         try:
