@@ -54,6 +54,8 @@ _registry: dict[str, Job] = {}
 _lock = threading.Lock()
 # Where a class has its job.
 _OF_CLASS = "__memwarden_job__"
+# Whoever makes an engine for a job has loaded this by then: in another process it may be a copy of a fork.
+LOADED_IN = os.getpid()
 
 
 class Job:

@@ -15,6 +15,7 @@ from memwarden.flow.database.faults import Patience
 from memwarden.flow.database.reader import Reader
 from memwarden.flow.database.run import Threads
 from memwarden.flow.database.statement import Keyset, analyse
+from memwarden.jobs import definition
 from memwarden.units import MIB
 
 if TYPE_CHECKING:
@@ -29,13 +30,12 @@ _FETCH_ROWS, _FETCH_BYTES = 500, MIB
 _RETRIES = 3
 
 _seen: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-_LOADED_IN = os.getpid()
 
 
 def own(engine: Engine) -> Engine:
     """The engine, for use in this process: connections that a fork copied are the parent's, and are let go unclosed."""
     pid = os.getpid()
-    if _seen.get(engine, _LOADED_IN) != pid:
+    if _seen.get(engine, definition.LOADED_IN) != pid:  # this module may be loaded in the child only
         engine.dispose(close=False)
     _seen[engine] = pid
     return engine
