@@ -370,6 +370,17 @@ def test_the_command_line_refuses_in_one_line(folder: str, words: list[str], sai
     assert len(ended.stderr.strip().splitlines()) == 1
 
 
+def test_a_worker_of_the_local_engine_says_that_the_shared_ledger_is_not_its(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`memwarden jobs list` looks there, and the worker would seem to do nothing."""
+    monkeypatch.setenv("MEMWARDEN_LEDGER", "postgresql://nowhere/jobs")
+    ended = outside(folder, "jobs", "work", "--memory", "1G", "--until-idle", "--queue", "none")
+    assert ended.returncode == 0
+    assert "MEMWARDEN_LEDGER is for workers of a broker and not used here" in ended.stderr
+    assert "MEMWARDEN_LEDGER" not in run(folder, "work", "--memory", "1G", "--until-idle", "--queue", "none").stderr
+
+
 def test_a_message_for_nobody_is_dropped(bench: Inline) -> None:
     text = Message(job="tests.jobs.work:total", root="gone", part=0, attempt=0).encode()
     assert perform(text, engine=bench.engine, ledger=bench.ledger).what == "dropped"
