@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from memwarden.jobs import Ledger, Runner
+from memwarden.jobs.slots import Slot
 from memwarden.store import Store
+from memwarden.supervise.cgroup import MemoryGroup
 from tests.jobs import work
 from tests.jobs.processes import end, start, until
 from tests.jobs.toll import SOAK, Toll, at_work
@@ -265,6 +267,29 @@ def test_a_part_whose_process_never_gets_to_it_is_given_up(folder: str) -> None:
         status = runner.status(root)
     assert status.state == "failed"
     assert "5 times its process ended before it took the part (crash" in str(status.error)
+
+
+def test_a_part_whose_ledger_went_away_is_not_blamed_and_waits_a_while(folder: str) -> None:
+    """Its child says so by its exit code."""
+    with Runner(folder, memory="1G", workers=1, start="spawn", modules=("tests.jobs.work",)) as runner:
+        root = runner.submit(work.ends_like_one_without_its_ledger, {"count": 2})
+        runner.begin()
+
+        def ends_without_it() -> bool:
+            runner.turn()
+            return bool(runner.status(root).endings.get("killed"))
+
+        until(ends_without_it, "the first of them")
+        with runner.store.transaction() as db:
+            row = db.execute("SELECT blamed, careful, innocent, due_unix_s > 0 FROM job_parts").fetchone()
+        assert tuple(row) == (None, 0, 1, 1)
+        assert runner.ledger.attempts(root)[0]["text"] == "it ended by itself: its job or its store could not be had"
+
+
+def test_a_cgroup_that_could_not_be_limited_tells_nothing_of_a_death(folder: str) -> None:
+    slot = Slot(MemoryGroup(f"{folder}/nowhere", version=2, own=True))
+    assert not slot.begin(64 << 20)
+    assert slot.folder == ""
 
 
 def test_two_runners_share_one_ledger(folder: str, ledger: Ledger) -> None:

@@ -16,7 +16,7 @@ from memwarden.jobs.definition import job_of
 from memwarden.store import Store
 from tests.jobs import work
 from tests.jobs.contract import over
-from tests.jobs.processes import outside, run
+from tests.jobs.processes import PATIENCE_S, ROOT, outside, run
 from tests.jobs.test_inline import Inline
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inline]:
         ({"timeout": "soon"}, "timeout: 'soon' is not a duration"),
         ({"items": [1, 2]}, "items: [1, 2] is no function"),
         ({"name": "x" * 300}, "is no name"),
+        ({"name": "ж" * 200}, "is too long for a message"),
+        ({"sink": "effects.db"}, "has a sink and no items"),
     ],
 )
 def test_options_of_the_decorator(options: dict[str, Any], said: str) -> None:
@@ -83,6 +85,7 @@ def test_arguments_that_the_function_does_not_take(bench: Inline) -> None:
         (work.splits_nothing, "has no items to cut"),
         (work.no_json, "its result cannot be written as JSON"),
         (work.HasItemsThatAreNoMethod, "its `items` is a tuple; make it a method"),
+        (work.HasASinkAndNoItems, "has a sink and no items"),
     ],
 )
 def test_a_job_that_cannot_work_fails_at_once_with_the_reason(bench: Inline, made: Any, said: str) -> None:
@@ -239,6 +242,40 @@ def test_where_no_process_can_be_had_a_part_waits_and_the_runner_lives_on(
         assert "no process can be had" in put_off(runner, root)
 
 
+def test_a_name_that_makes_no_message_is_given_up_and_the_runner_lives_on(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """From a ledger that an earlier version wrote; `job` refuses it now."""
+    with Runner(str(tmp_path_factory.mktemp("jobs")), memory="1G", workers=1) as runner:
+        root, _ = runner.ledger.submit("ж" * 200, {})
+        other = runner.submit(work.total, {"count": 3})
+        runner.run(until_idle=True)
+        assert "its name makes too long a message" in str(runner.status(root).error)
+        assert runner.result(other) == 3
+
+
+def test_a_runner_of_some_queues_is_idle_when_nothing_waits_in_them(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with Runner(str(tmp_path_factory.mktemp("jobs")), memory="1G", workers=1, queues=["ours"]) as runner:
+        root, other = runner.submit(work.total, {"count": 3}, queue="ours"), runner.submit(work.total, {"count": 3})
+        runner.run(until_idle=True)
+        assert (runner.status(root).state, runner.status(other).state) == ("done", "open")
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [("auto", "this one has other threads (watcher)"), ("spawn", "by start='spawn'"), ("fork", "")],
+)
+def test_a_job_of_the_program_itself_says_that_no_process_can_have_it(
+    tmp_path_factory: pytest.TempPathFactory, start: str, said: str
+) -> None:
+    words = [sys.executable, "-m", "tests.jobs.of_main", str(tmp_path_factory.mktemp("jobs")), start]
+    ended = subprocess.run(words, text=True, capture_output=True, timeout=PATIENCE_S, cwd=ROOT, check=True)
+    if said:
+        assert f"failed 5 times its process is started anew ({said}), and so would not have __main__" in ended.stdout
+    else:
+        assert ended.stdout == "done None\n"
+
+
 # --- the command line ----------------------------------------------------------------------------------------------
 
 
@@ -331,6 +368,17 @@ def test_the_command_line_refuses_in_one_line(folder: str, words: list[str], sai
     assert ended.returncode == 2
     assert said in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1
+
+
+def test_a_worker_of_the_local_engine_says_that_the_shared_ledger_is_not_its(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`memwarden jobs list` looks there, and the worker would seem to do nothing."""
+    monkeypatch.setenv("MEMWARDEN_LEDGER", "postgresql://nowhere/jobs")
+    ended = outside(folder, "jobs", "work", "--memory", "1G", "--until-idle", "--queue", "none")
+    assert ended.returncode == 0
+    assert "MEMWARDEN_LEDGER is for workers of a broker and not used here" in ended.stderr
+    assert "MEMWARDEN_LEDGER" not in run(folder, "work", "--memory", "1G", "--until-idle", "--queue", "none").stderr
 
 
 def test_a_message_for_nobody_is_dropped(bench: Inline) -> None:

@@ -10,6 +10,7 @@ from contextlib import closing
 from typing import Any
 
 from memwarden.jobs import Run, job
+from memwarden.jobs.child import EXIT_NO_STORE
 
 MIB = 1 << 20
 
@@ -160,6 +161,13 @@ class HasItemsThatAreNoMethod:
 
 
 @job(limit="1G")
+class HasASinkAndNoItems:
+    sink = "nowhere.db"
+
+    def handle(self) -> None: ...
+
+
+@job(limit="1G")
 async def waits(count: int) -> int:
     """A coroutine function as a whole body."""
     import asyncio
@@ -241,6 +249,11 @@ def copies(chunk: list[Any], run: Run, count: int, pause_s: float = 0.0) -> int:
 @job(items=rows_of, chunk=5, limit="256M", sink=_database, reduce=added, bytes_per_item="4M", backoff=0.0)
 def copies_in_parts(chunk: list[Any], run: Run, count: int, pause_s: float = 0.0) -> int:
     return copies(chunk, run, count, pause_s)  # type: ignore[no-any-return]  # a job's call has no type
+
+
+@job(limit="1G", items=numbers, chunk=1)
+def ends_like_one_without_its_ledger(chunk: list[int], count: int) -> None:
+    os._exit(EXIT_NO_STORE)
 
 
 @job(limit="160M")

@@ -93,12 +93,18 @@ def _work(args: Namespace) -> int:
     import signal
     from importlib import import_module
 
+    from memwarden.jobs.places import LEDGER_VARIABLE
     from memwarden.jobs.runner import Runner
 
     if args.ledger:
         mend = "leave it out: parts of the local engine are in this machine's store"
         raise ConfigError("is for workers of a broker", where="--ledger", mend=mend)
     logging.basicConfig(level=logging.WARNING, format="memwarden jobs: %(message)s")
+    if args.dir is None and os.environ.get(LEDGER_VARIABLE):
+        print(
+            f"memwarden jobs: {LEDGER_VARIABLE} is for workers of a broker and not used here: parts of the local engine"
+            " are in this machine's store (`memwarden jobs --dir DIR list` shows it)", file=sys.stderr,
+        )  # fmt: skip
     if "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     for module in args.modules:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from memwarden.errors import JobError, StoreError
 from memwarden.jobs import perform
-from memwarden.jobs.port import QueueCount
+from memwarden.jobs.port import Message, QueueCount
 from memwarden.supervise.spawn import prctl
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ _log = logging.getLogger("memwarden.jobs")
 _PDEATHSIG = 1  # PR_SET_PDEATHSIG, include/uapi/linux/prctl.h
 TICK_S = 0.5
 SEND_S = 15  # a broker that does not answer for so long is away
+PUT_OFF_S = 1.0  # a part for which there was no process
 COUNTING_S = 3  # what waits in it is only counted, so it is not waited for
 MOST_COUNTED = 40  # names of 100 characters, 12 bytes each at worst: within the 64 KiB of a pipe
 _MOST_BYTES = 8192  # a message is at most a kilobyte, what is said of it 500 characters of up to 12 as JSON
@@ -130,9 +131,28 @@ class Forge:
             except OSError as error:
                 raise JobError(f"the forge is gone ({error})", where="worker", mend="restart it") from error
         if not said:
+            if self._lives():
+                return self._put_off(text, "the forge did not get it: too many files are open")
             raise JobError("the forge is gone", where="worker", mend="restart it")
         found: dict[str, str] = json.loads(said)
         return found
+
+    def _lives(self) -> bool:
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:
+            return False
+
+    def _put_off(self, text: str, why: str) -> dict[str, str]:
+        """It cannot be begun now, through no fault of its own: a sweep sends it again in a moment."""
+        _log.warning("a part cannot be begun and is sent again: %s", why)
+        try:
+            self._ledger_of().postpone(Message.decode(text), PUT_OFF_S, why)
+        except JobError as error:
+            return {"refused": str(error)[:500]}
+        except StoreError as error:
+            return {"unreachable": str(error)[:500]}
+        return {"what": "later", "text": why}
 
     def drain(self) -> None:
         """What runs stops at its next safe point."""
@@ -174,8 +194,7 @@ class Forge:
                 elif (request := _next(requests)) is None:
                     open_ = False
                 else:
-                    pidfd, pid = self._fork(*request, requests)
-                    children[pidfd] = pid, request[1]
+                    children.update(self._begin(*request, requests, keeper))
             keeper.tick()
             if gate is not None:
                 was, shut = shut, gate.look()
@@ -186,7 +205,26 @@ class Forge:
                 self._word[0], open_ = 1, False
         keeper.close()
 
-    def _fork(self, text: str, reply: socket.socket, requests: socket.socket) -> tuple[int, int]:
+    def _begin(
+        self, text: str, reply: socket.socket | None, requests: socket.socket, keeper: Keeper
+    ) -> dict[int, tuple[int, socket.socket]]:
+        """The child that has it, as `_serve` keeps them; none where none can be had, which its worker is told."""
+        if reply is None:  # this process has no number left for it; its worker sees that nobody has the other end
+            return {}
+        pid = 0
+        try:
+            pid = self._fork(text, reply, requests)
+            return {os.pidfd_open(pid): (pid, reply)}
+        except OSError as error:  # there may be one when others have ended
+            if pid:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                keeper.gone(pid, -signal.SIGKILL)
+            _say(reply, self._put_off(text, f"no process can be had ({error.strerror})"))
+            reply.close()
+            return {}
+
+    def _fork(self, text: str, reply: socket.socket, requests: socket.socket) -> int:
         forge = os.getpid()
         pid = os.fork()
         if pid == 0:
@@ -202,7 +240,7 @@ class Forge:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
-        return os.pidfd_open(pid), pid
+        return pid
 
     def _perform(self, text: str, reply: socket.socket) -> int:
         try:
@@ -221,11 +259,15 @@ class Forge:
         code = os.waitstatus_to_exitcode(status)
         if code != 0:
             keeper.gone(pid, code, peak_bytes=usage.ru_maxrss * 1024)
-            try:
-                reply.send(json.dumps({"died": str(code)}).encode(), socket.MSG_NOSIGNAL)
-            except OSError as error:
-                _log.debug("nobody waits for it any more: %s", error)
+            _say(reply, {"died": str(code)})
         reply.close()
+
+
+def _say(reply: socket.socket, said: dict[str, str]) -> None:
+    try:
+        reply.send(json.dumps(said).encode(), socket.MSG_NOSIGNAL)
+    except OSError as error:
+        _log.debug("nobody waits for it any more: %s", error)
 
 
 def _ready(descriptors: list[int]) -> list[int]:
@@ -241,9 +283,9 @@ def _as_text(counts: tuple[QueueCount, ...]) -> bytes:
     return json.dumps([(each.queue[:100], each.waiting, each.taken) for each in counts[:MOST_COUNTED]]).encode()
 
 
-def _next(requests: socket.socket) -> tuple[str, socket.socket] | None:
-    """A text and where to answer; None when the worker has closed its end."""
+def _next(requests: socket.socket) -> tuple[str, socket.socket | None] | None:
+    """A text and where to answer (None where that did not come through); None when the worker has closed its end."""
     text, descriptors, _, _ = socket.recv_fds(requests, _MOST_BYTES, 1)
-    if not text or not descriptors:
+    if not text:
         return None
-    return text.decode(), socket.socket(fileno=descriptors[0])
+    return text.decode(), socket.socket(fileno=descriptors[0]) if descriptors else None

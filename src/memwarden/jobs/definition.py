@@ -50,10 +50,14 @@ if TYPE_CHECKING:
 __all__ = ["Job", "find", "job", "job_of", "settings", "store_folder"]
 
 NAME_CHARACTERS = 200
+# Of a job's id, and as high as a part or an attempt is ever numbered: a message with them must still be one.
+ID_CHARACTERS, _MOST = 24, 10**9
 _registry: dict[str, Job] = {}
 _lock = threading.Lock()
 # Where a class has its job.
 _OF_CLASS = "__memwarden_job__"
+# Whoever makes an engine for a job has loaded this by then: in another process it may be a copy of a fork.
+LOADED_IN = os.getpid()
 
 
 class Job:
@@ -153,6 +157,8 @@ class Bound:
         self._wants_run = "run" in _parameters(handler)
         self.is_async = inspect.iscoroutinefunction(handler)
         self.reduce: Callable[[Any, Any], Any] | None = self._part("reduce")
+        if self._part("sink") is not None and self._part("items") is None:
+            raise _no_chunks(job.name, JobError)
 
     def call(self, *chunk: Any, run: Any) -> Any:
         """The handler with a chunk, or the body with none; a coroutine where it is one."""
@@ -196,6 +202,11 @@ class Bound:
 
     def _called(self, function: Callable[..., Any]) -> Any:
         return function(**taken_by(function, self._arguments))
+
+
+def _no_chunks(name: str, kind: type[ConfigError | JobError]) -> ConfigError | JobError:
+    what = "has a sink and no items: there is no chunk that it could be committed with"
+    return kind(what, where=f"job {name!r}", mend="give it items=..., or have its body open its own connection")
 
 
 def taken_by(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -307,6 +318,11 @@ def job(
         full = name or f"{function.__module__}:{function.__qualname__}"
         if len(full) > NAME_CHARACTERS or not full.isprintable():
             raise ConfigError(f"{full[:60]!r}... is no name", where="name", mend="give up to 200 printable characters")
+        if not _fits_into_a_message(full):
+            what = f"{full[:30]!r}... is too long for a message: ASCII has up to 12 bytes for a character of it"
+            raise ConfigError(what, where="name", mend="give a shorter one, or name= with ASCII letters")
+        if sink is not None and items is None and not inspect.isclass(function):
+            raise _no_chunks(full, ConfigError)
         if inspect.isclass(function) and not callable(getattr(function, "handle", None)):
             mend = "give it handle(self, chunk) with items, or handle(self) without"
             raise ConfigError(f"the class {full!r} has no method `handle`", where="job", mend=mend)
@@ -319,6 +335,16 @@ def job(
         return made
 
     return make if function is None else make(function)
+
+
+def _fits_into_a_message(name: str) -> bool:
+    from memwarden.jobs.port import Message
+
+    try:
+        Message(job=name, root="0" * ID_CHARACTERS, part=_MOST, attempt=_MOST).encode()
+    except JobError:
+        return False
+    return True
 
 
 def job_of(found: Job | type) -> Job:

@@ -37,6 +37,7 @@ class Growth:
         self._chunks = 0
         self._items = 0
         self._start_bytes = 0
+        self._grown = 0
         self._least_bytes = LEAST_GROWTH_BYTES
 
     def saw(self, items: int, current_bytes: int | None) -> float | None:
@@ -48,7 +49,10 @@ class Growth:
             self._start_bytes = current_bytes
             return None
         self._items += items
-        grown = current_bytes - self._start_bytes
-        if self._chunks < LEAST_CHUNKS or grown < self._least_bytes:
-            return None
-        return grown / self._items
+        self._grown = current_bytes - self._start_bytes
+        return self.each if self._grown >= self._least_bytes else None
+
+    @property
+    def each(self) -> float | None:
+        """Bytes per item up to now, however few; None before LEAST_CHUNKS chunks."""
+        return max(0, self._grown) / self._items if self._chunks >= LEAST_CHUNKS else None

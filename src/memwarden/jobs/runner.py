@@ -57,6 +57,10 @@ LEAST_EXPECTED = 16 * MIB
 LEAST_HARD = 64 * MIB
 # A part whose process died so often before it took the part is given up: nobody else would notice.
 MOST_STARTS = 5
+# Exit codes of a child that say nothing against its part.
+_NOT_ITS_FAULT = (EXIT_UNKNOWN, EXIT_NO_STORE)
+# What was said, and how often a part could not be begun, is remembered of so many; older ones are said, tried anew.
+MOST_REMEMBERED = 1000
 SWEEP_S = 1.0
 # How long it looks away at most: somebody else may submit a job.
 POLL_S = 0.1
@@ -135,7 +139,7 @@ class Runner:
         self._swept_s = float("-inf")
         self._stop = threading.Event()
         self._failures: dict[tuple[str, int], int] = {}
-        self._told: set[str] = set()
+        self._told: dict[str, None] = {}
         machine = Machine()
         self._resident = machine.number("/proc/self/statm", index=1, scale=machine.page_size)
         self._asked: dict[int, float] = {}
@@ -229,7 +233,10 @@ class Runner:
 
     def _is_idle(self) -> bool:
         """Whether nothing runs here, nothing waits, and nobody is gone whose part comes back in a moment."""
-        return not self._children and not self._watch.is_waiting and self.ledger.next_due_s(self.engine.name) is None
+        if self._children or self._watch.is_waiting:
+            return False
+        waiting = self.ledger.queues_waiting(self.engine.name)
+        return waiting.isdisjoint(self._queues) if self._queues else not waiting
 
     def begin(self) -> None:
         """Make what parts need; `run` does it, and who turns the loop by himself."""
@@ -301,6 +308,10 @@ class Runner:
 
     def _begin(self, part: Part, name: str) -> bool:
         """Start it where it fits; false where it has to wait, and all behind it with it."""
+        text = _text_of(part, name)
+        if text is None:
+            self._put_off(part, name, "its name makes too long a message; give it a shorter one", most=1)
+            return True
         try:
             job = find(name)
             limit = self._limit_of(job)
@@ -309,6 +320,11 @@ class Runner:
                 self._put_off(part, name, f"{error}")
                 return True
             job, limit = None, int((self.budget.limit_bytes or 1 << 40) / HARD_RATIO)
+        of_main = self._is_of_main(name, job)
+        anew = self._starts_anew(of_main, limit)
+        if anew and of_main:
+            self._put_off(part, name, self._why_not_anew(), most=MOST_STARTS)
+            return True
         learned = self.ledger.learned(name, "peak_bytes")
         hard = min(max(int(limit * HARD_RATIO), LEAST_HARD), self.budget.limit_bytes or 1 << 40)
         expected = int(min(hard, max(LEAST_EXPECTED, learned if learned is not None else limit)))
@@ -319,14 +335,14 @@ class Runner:
             account.close()
             return False
         slot = (self._slots or Slots(1 << 40, wanted=False)).take()
-        held = slot.begin(hard)
+        slot.begin(hard)
         order = Order(
-            text=Message(job=name, root=part.root, part=part.part, attempt=part.attempt).encode(),
+            text=text,
             folder=os.path.dirname(self.store.path or ""), runner=os.getpid(), limit_bytes=limit, hard_bytes=hard,
-            fence=self._fence, group=slot.folder if held else "", modules=self._modules, path=tuple(sys.path),
+            fence=self._fence, group=slot.folder, modules=self._modules, path=tuple(sys.path),
         )  # fmt: skip
         try:
-            pid = self._start_child(order)
+            pid = self._start_child(order, anew=anew)
         except OSError as error:  # no process, or no memory for one: there may be when others have ended
             account.close()
             self._take_back(slot)
@@ -350,17 +366,21 @@ class Runner:
             )
         return min(limit, most)
 
-    def _put_off(self, part: Part, name: str, why: str) -> None:
-        """It cannot be begun here now: later, and ever later."""
+    def _put_off(self, part: Part, name: str, why: str, *, most: int | None = None) -> None:
+        """It cannot be begun here now: later, and ever later; where nobody else could, given up after `most` times."""
         key = (part.root, part.part)
-        count = self._failures[key] = self._failures.get(key, 0) + 1
-        pause_s = min(60.0, 0.1 * 2.0**count)
-        self._say_once(f"job {part.root} part {part.part} cannot be begun: {why}")
+        count = self._failures.pop(key, 0) + 1
         message = Message(job=name, root=part.root, part=part.part, attempt=part.attempt)
-        self.ledger.postpone(message, pause_s, why)
+        self._say_once(f"{name}: its parts cannot be begun: {why}")
+        if most is not None and count >= most:
+            self.ledger.give_up(message, Worker.here(), why if count == 1 else f"{count} times {why}")
+            return
+        self._failures[key] = count
+        _keep_newest(self._failures)
+        self.ledger.postpone(message, min(60.0, 0.1 * 2.0**count), why)
 
-    def _start_child(self, order: Order) -> int:
-        if self._start == "spawn" or (self._start == "auto" and self._is_no_parent_for(order)):
+    def _start_child(self, order: Order, *, anew: bool) -> int:
+        if anew:
             words = [sys.executable, "-m", "memwarden.jobs.child", json.dumps(order.as_dict())]
             return os.posix_spawn(sys.executable, words, os.environ)
         sys.stdout.flush()
@@ -370,14 +390,28 @@ class Runner:
             child.run_forked(order, Ledger(self.store, clock=self._clock))
         return pid
 
-    def _is_no_parent_for(self, order: Order) -> bool:
-        """Whether its child would inherit locks that threads hold, or much of its limit as memory of ours."""
+    def _is_of_main(self, name: str, job: Job | None) -> bool:
+        """Whether nobody else has the job's module: it is this process's own program."""
+        module = "" if job is None or self._modules else job.function.__module__
+        return name.startswith("__main__:") or module == "__main__"
+
+    def _starts_anew(self, of_main: bool, limit_bytes: int) -> bool:
+        """Whether a fork would inherit locks that threads hold, or much of its limit as memory of ours."""
+        if self._start != "auto":
+            return self._start == "spawn"
         if threading.active_count() > 1:
             return True
-        if Message.decode(order.text).job.startswith("__main__:"):
-            return False  # nobody else has that module
-        held = self._resident.value()
-        return held is not None and held > order.limit_bytes * MOST_INHERITED
+        held = None if of_main else self._resident.value()
+        return held is not None and held > limit_bytes * MOST_INHERITED
+
+    def _why_not_anew(self) -> str:
+        """Why a job of __main__ can have no process; a fork beside threads would hang now and then."""
+        others = [each.name for each in threading.enumerate() if each is not threading.current_thread()]
+        why = f"this one has other threads ({', '.join(others)[:100]})" if self._start == "auto" else "by start='spawn'"
+        return (
+            f"its process is started anew ({why}), and so would not have __main__, which it is in; put the job into a "
+            "module of its own"
+        )
 
     # --- ending ------------------------------------------------------------------------------------------------
 
@@ -417,24 +451,21 @@ class Runner:
         claims = self.ledger.claims_of(it.pid)
         for claimed, _worker in claims:
             self.ledger.died(claimed, kind=kind, peak_bytes=peak_bytes, text=text)
+            if status in _NOT_ITS_FAULT:  # nor is it helped by being tried again at once
+                self._put_off(it.part.replace(attempt=claimed[2]), it.job, text)
             _log.warning("%s: part %d died: %s (%s)", it.job, claimed[1], kind, text, extra={"job": it.job})
         if kind == "oom_kill":
             self.ledger.learn(it.job, "peak_bytes", float(max(peak_bytes, it.expected_bytes)), death=True)
         if claims:
             return
         why = f"its process ended before it took the part ({kind}: {text})"
-        waits = status in (EXIT_UNKNOWN, EXIT_NO_STORE) or kind == "killed"
-        if not waits and self._failures.get((it.part.root, it.part.part), 0) + 1 >= MOST_STARTS:
-            message = Message(job=it.job, root=it.part.root, part=it.part.part, attempt=it.part.attempt)
-            self.ledger.give_up(message, it.worker, f"{MOST_STARTS} times {why}")
-            return
-        self._put_off(it.part, it.job, why)
+        self._put_off(it.part, it.job, why, most=None if kind == "killed" else MOST_STARTS)
 
     def _cause(self, it: _Child, status: int) -> tuple[str, str]:
         if it.until_s is not None and self._clock.monotonic() >= it.until_s:
             return "timeout", "it took longer than its time-out"
-        if status in (EXIT_UNKNOWN, EXIT_NO_STORE):
-            return "lost", "its job or its store could not be had"
+        if status in _NOT_ITS_FAULT:
+            return "killed", "it ended by itself: its job or its store could not be had"
         if not it.slot.folder:
             kind = it.worker.death(status)
             return kind, f"exit status {status}, and no cgroup of its own to tell more"
@@ -474,8 +505,23 @@ class Runner:
 
     def _say_once(self, text: str) -> None:
         if text not in self._told:
-            self._told.add(text)
+            self._told[text] = None
+            _keep_newest(self._told)
             _log.warning("%s", text)
+
+
+def _keep_newest(remembered: dict[Any, Any]) -> None:
+    """Not more than MOST_REMEMBERED: a runner lives for months."""
+    while len(remembered) > MOST_REMEMBERED:
+        remembered.pop(next(iter(remembered)))
+
+
+def _text_of(part: Part, name: str) -> str | None:
+    """Its message; None where its name makes one that is too long."""
+    try:
+        return Message(job=name, root=part.root, part=part.part, attempt=part.attempt).encode()
+    except JobError:
+        return None
 
 
 def _watch(pid: int) -> int:

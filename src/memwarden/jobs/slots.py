@@ -23,17 +23,19 @@ class Slot:
 
     def __init__(self, group: MemoryGroup | None) -> None:
         self.group = group
+        self._holds = False
         self._limit_bytes = 0
         self._counter = None if group is None else KillCounter(group.file("events"))
         self._before = 0
 
     @property
     def folder(self) -> str:
-        """Its folder; empty for none."""
-        return "" if self.group is None else self.group.path
+        """Its folder; empty where it has none, or where none could be limited for the present child."""
+        return self.group.path if self.group is not None and self._holds else ""
 
     def begin(self, limit_bytes: int) -> bool:
         """Set the limit for the next child. False where that fails: then it goes without."""
+        self._holds = False
         if self.group is None:
             return False
         if limit_bytes != self._limit_bytes:
@@ -43,6 +45,7 @@ class Slot:
                 return False
             self._limit_bytes = limit_bytes
         self._before = self._kills() or 0
+        self._holds = True
         return True
 
     def _kills(self) -> int | None:

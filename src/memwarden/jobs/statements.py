@@ -15,6 +15,7 @@ from memwarden.flow.database.faults import Patience
 from memwarden.flow.database.reader import Reader
 from memwarden.flow.database.run import Threads
 from memwarden.flow.database.statement import Keyset, analyse
+from memwarden.jobs import definition
 from memwarden.units import MIB
 
 if TYPE_CHECKING:
@@ -29,13 +30,12 @@ _FETCH_ROWS, _FETCH_BYTES = 500, MIB
 _RETRIES = 3
 
 _seen: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-_LOADED_IN = os.getpid()
 
 
 def own(engine: Engine) -> Engine:
     """The engine, for use in this process: connections that a fork copied are the parent's, and are let go unclosed."""
     pid = os.getpid()
-    if _seen.get(engine, _LOADED_IN) != pid:
+    if _seen.get(engine, definition.LOADED_IN) != pid:  # this module may be loaded in the child only
         engine.dispose(close=False)
     _seen[engine] = pid
     return engine
@@ -83,9 +83,24 @@ class Rows:
             if low is not None:
                 yield low
 
+    def _refuse_several(self, position: tuple[Any, ...] | None) -> None:
+        """Where reading goes on behind a key, it must be of one row: others of it would be lost. Raises KeyOrderError.
+
+        The database is asked, since what is equal is the collation's to say. Within a read nothing is lost by it.
+        """
+        plan = self._plan
+        if position is None or plan.unique:
+            return
+        with self._engine.connect() as connection:
+            found = connection.execute(plan.equal(position), self._parameters).fetchall()
+        if len(found) > 1:
+            raise keys.duplicate(plan.names, position)
+
     def read(self, low: str | None, high: str | None) -> Iterator[tuple[str, Any]]:
-        """Row after row, some hundred fetched at once; nothing stays open between them."""
+        """Row after row, some hundred fetched at once; nothing stays open between them. Raises KeyOrderError."""
         end, position, plan = keys.decode(high), keys.decode(low), self._plan
+        self._refuse_several(position)
+        before = low
         patience = Patience(_RETRIES, Threads(SystemClock(), None).pause)
         with Reader(
             plan, self._engine, rows=_FETCH_ROWS, limit_bytes=_FETCH_BYTES, patience=patience,
@@ -94,7 +109,11 @@ class Rows:
             while (batch := reader.read(position, end)) is not None:
                 ended, position = batch.ended, batch.high
                 for row in batch:
-                    yield keys.encode(plan.key_of(row)) or "", row
+                    key = keys.encode(plan.key_of(row)) or ""
+                    if key == before:
+                        raise keys.duplicate(plan.names, plan.key_of(row))
+                    before = key
+                    yield key, row
                 batch.release()
                 if ended:
                     return

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import mmap
 import threading
 import zlib
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from memwarden.act.fence import refusal
 from memwarden.clock import SystemClock
@@ -42,6 +43,8 @@ __all__ = ["perform", "submit", "sweep"]
 _log = logging.getLogger("memwarden.jobs")
 # A chunk takes at most this part of the limit, whatever its number of items.
 CHUNK_PART = 8
+# What JSON gives back as it was; so most results cost nothing more.
+_AS_THEY_ARE = frozenset({int, float, str, bool, type(None)})
 # No deeper than that: a part whose halves of halves are still too large holds items that are too large.
 DEEPEST = 20
 
@@ -60,7 +63,8 @@ def submit(
     """Write the job down and send its first message; its id. Where one with this `unique` key is open, that one's id.
 
     Where the broker is away the job is written all the same, and `sweep` sends it. Raises JobError for what is no job,
-    for arguments that are no JSON or that it does not take, ConfigError for figures that cannot be used.
+    for arguments that are no JSON or that it does not take, ConfigError for figures that cannot be used, StoreError
+    where it could not be written.
     """
     made = job_of(job)
     root, new = ledger.submit(
@@ -69,7 +73,10 @@ def submit(
         unique=unique, options={**made.options(), "limit_bytes": made.profile.limit_bytes},
     )  # fmt: skip
     if new:
-        _send(ledger.outbox(root), engine, ledger)
+        try:
+            _send(ledger.outbox(root), engine, ledger)
+        except StoreError as error:  # whoever got an error now would submit it once more
+            _log.warning("job %s is written down and not sent (%s); a worker's sweep sends it", root, error)
     return root
 
 
@@ -83,17 +90,23 @@ def sweep(engine: Engine, ledger: Ledger, watch: Watch) -> int:
 
 
 def _send(messages: Sequence[Message], engine: Engine, ledger: Ledger) -> int:
-    """Send them; how many got through before the broker failed. What is not due yet waits where it cannot delay."""
-    sent = 0
+    """Send them; how many got through. What is not due yet waits where it cannot delay.
+
+    Where one fails the rest of its queue is left for later; with the second such queue it is the broker that is away.
+    """
+    sent, failed = 0, set[str]()
     for message in messages:
         queue, priority, delay_s = ledger.where(message)
-        if delay_s > 0 and not engine.can.delay:
+        if queue in failed or (delay_s > 0 and not engine.can.delay):
             continue
         try:
             engine.send(message.encode(), queue=queue, delay_s=delay_s, priority=priority, message_id=message.id)
         except (JobError, OSError) as error:
             _log.warning("%s: cannot send to queue %s (%s); it is kept and sent later", engine.name, queue, error)
-            return sent
+            failed.add(queue)
+            if len(failed) > 1:
+                break
+            continue
         ledger.mark_sent(message)
         sent += 1
     return sent
@@ -182,6 +195,46 @@ def _one(message: Message, job: Job, context: _Context) -> Ending:
     return ending.replace(fresh=True) if attempt.leaks else ending
 
 
+class _AwayError(StoreError):
+    """The ledger cannot be reached. A StoreError of another kind is one that the job's own code raised."""
+
+
+class _Book:
+    """The ledger as an attempt has it: what it raises is told from what the job's code raises, wherever that is."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._ledger, name)
+
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with _told_apart():
+                return method(*args, **kwargs)
+
+        return call
+
+    def results(self, root: str) -> Iterator[Any]:
+        """As the ledger's; asked while they are read."""
+        found = self._ledger.results(root)
+        while True:
+            with _told_apart():
+                try:
+                    value = next(found)
+                except StopIteration:
+                    return
+            yield value
+
+
+@contextlib.contextmanager
+def _told_apart() -> Iterator[None]:
+    try:
+        yield
+    except StoreError as error:
+        raise _AwayError(error.what, where=error.where, mend=error.mend) from error
+
+
 class _Heart:
     """Beats while an attempt runs, from a thread: a chunk may take long."""
 
@@ -213,7 +266,8 @@ class _Attempt:
     """One worker at one part."""
 
     def __init__(self, claim: Claim, job: Job, context: _Context) -> None:
-        self.claim, self.job, self.engine, self.ledger = claim, job, context.engine, context.ledger
+        self.claim, self.job, self.engine = claim, job, context.engine
+        self.ledger = cast("Ledger", _Book(context.ledger))
         profile = job.profile
         limit = min(profile.limit_bytes, context.limit_bytes or profile.limit_bytes)
         if context.limit_bytes is None:  # else whoever gave it knows what there is
@@ -230,6 +284,7 @@ class _Attempt:
         self.sink: Any = None
         self.leaks = False
         self._each: float | None = None  # bytes that an item keeps, as far as it was learned
+        self._is_telling = False  # whether its peak says what a part takes: not where it only began, cut or folded
         self._counted: tuple[int | None, int] | None = None  # items that were left when so many were done
         self.result: Any = None
         self.has_result = False
@@ -244,9 +299,7 @@ class _Attempt:
                 return self._work()
             except Stopped as stopped:
                 return self._stopped(stopped)
-            except LostError:
-                raise
-            except StoreError:
+            except (LostError, _AwayError):
                 raise
             except MemoryError as error:
                 return self._stopped(Stopped("memory_error", str(error)))
@@ -260,9 +313,9 @@ class _Attempt:
                 with contextlib.suppress(LostError):
                     self._follow(self.ledger.stop(self.claim, kind="drain", figures=self._figures()))
                 raise
-        except StoreError:
+        except _AwayError:
             # It may be there again by now. Else the part comes back with the end of this process, or of its lease.
-            with contextlib.suppress(LostError, StoreError):
+            with contextlib.suppress(LostError, _AwayError):
                 self._follow(self.ledger.stop(self.claim, kind="drain", figures=self._figures()))
             raise
         except LostError:
@@ -288,10 +341,10 @@ class _Attempt:
             if words:
                 self.leaks = True
                 _log.warning("%s: %s", self.job.name, words, extra={"job": self.job.name})
-                with contextlib.suppress(StoreError):
+                with contextlib.suppress(_AwayError):
                     self.ledger.note("job_leak", self.claim.part.root, words)
-        with contextlib.suppress(StoreError):
-            if figures.peak_bytes is not None:
+        with contextlib.suppress(_AwayError):
+            if self._is_telling and figures.peak_bytes is not None:
                 self.ledger.learn(self.job.name, "peak_bytes", float(figures.peak_bytes))
             if self._each is not None:
                 self.ledger.learn(self.job.name, "bytes_per_item", self._each)
@@ -334,6 +387,7 @@ class _Attempt:
 
     def _stopped(self, stopped: Stopped) -> Ending:
         self.guard.read()
+        self._is_telling = stopped.kind in ("soft_stop", "memory_error")
         messages = self.ledger.stop(self.claim, kind=stopped.kind, text=stopped.text, figures=self._figures())
         self._follow(messages)
         return Ending(what="again", fresh=stopped.kind != "drain", text=stopped.text)
@@ -346,6 +400,7 @@ class _Attempt:
         return Ending(what="failed" if given_up else "later", delay_s=delay_s, fresh=self.guard.is_over, text=text)
 
     def _done(self) -> Ending:
+        self._is_telling = self.claim.part.mode != "finish"
         messages = self.ledger.finish(self.claim, self._result_text(), figures=self._figures())
         self._follow(messages)
         if self.sink is not None:
@@ -353,9 +408,7 @@ class _Attempt:
         return Ending(what="done", fresh=self.guard.is_over)
 
     def _result_text(self) -> str | None:
-        if not self.has_result:
-            return None
-        return as_json(self.result, "its result", MOST_RESULT_BYTES, where=f"job {self.job.name!r}")
+        return self._as_text(self.result) if self.has_result else None
 
     def _why_stop(self) -> str:
         """Why to stop at this safe point; "" where there is no reason."""
@@ -375,11 +428,19 @@ class _Attempt:
         return self._runner.run(self._bound.call(*chunk, run=run))
 
     def _keep_result(self, value: Any) -> None:
+        """As JSON has it, at once: so `reduce` gets the same whether the part was stopped in between or not."""
         if value is None:
             return
+        value = self._as_kept(value)
         if self.has_result and self._bound.reduce is not None:
-            value = self._bound.reduce(self.result, value)
+            value = self._as_kept(self._bound.reduce(self.result, value))
         self.result, self.has_result = value, True
+
+    def _as_kept(self, value: Any) -> Any:
+        return value if type(value) in _AS_THEY_ARE else json.loads(self._as_text(value))
+
+    def _as_text(self, value: Any) -> str:
+        return as_json(value, "its result", MOST_RESULT_BYTES, where=f"job {self.job.name!r}")
 
     def _new_run(self, **more: Any) -> Run:
         part = self.claim.part
@@ -405,6 +466,9 @@ class _Attempt:
     def _fold(self) -> Ending:
         self.result, self.has_result = None, False
         for value in self.ledger.results(self.claim.part.root):
+            why = self._why_stop()
+            if why:
+                raise Stopped(why)
             self._keep_result(value)
             if self.guard.check("reduce"):
                 raise JobError(
@@ -429,6 +493,7 @@ class _Attempt:
                 careful = part.careful > 0
                 items, high = reader.next(1 if careful else part.chunk, self.profile.limit_bytes // CHUNK_PART)
                 if not items:
+                    self._each = self._kept_by_each(growth)
                     return self._done()
                 if careful:
                     self.ledger.announce(self.claim, high)
@@ -469,6 +534,17 @@ class _Attempt:
             if self.sink is not None:
                 self.sink.skip(self.claim.part.pending)
             self.claim = self.ledger.leave_out(self.claim)
+
+    def _kept_by_each(self, growth: Growth) -> float | None:
+        """What an item kept, known at the part's end: also how little, or what was learned once would hold for ever.
+
+        A part too short to tell, as it was cut by what was learned, tells at least where that was too much.
+        """
+        figures, done = self.guard.figures, self.claim.part.items - self.claim.began_items
+        if growth.each is not None or not done or figures.growth_bytes is None:
+            return growth.each
+        most, learned = max(0, figures.growth_bytes) / done, self.ledger.learned(self.job.name, "bytes_per_item")
+        return most if learned is not None and most < learned else None
 
     # --- splitting ---------------------------------------------------------------------------------------------
 
