@@ -126,6 +126,15 @@ def part(text: str) -> str:
         raise
 
 
+def _not_for_the_horse(number: int, frame: object) -> None:
+    pass
+
+
+def _for_us_again() -> None:
+    if signal.getsignal(signal.SIGTERM) is _not_for_the_horse:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class MemoryWorker(Worker):
     """RQ's forking worker, which also keeps the ledger of memory-aware jobs.
 
@@ -206,9 +215,14 @@ class MemoryWorker(Worker):
         super().handle_warm_shutdown_request()  # type: ignore[no-untyped-call]  # RQ's
 
     def setup_work_horse_signals(self) -> None:
-        """A SIGTERM for the whole group is the worker's to answer: the horse is told by it."""
+        """A SIGTERM for all of a service's processes is the worker's to answer: the horse is told by it.
+
+        That goes for the horse alone. A program that it starts would inherit SIG_IGN, a process that it forks even a
+        handler, and neither could be told to end any more.
+        """
         super().setup_work_horse_signals()  # type: ignore[no-untyped-call]  # RQ's
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, _not_for_the_horse)
+        os.register_at_fork(after_in_child=_for_us_again)
 
     def handle_work_horse_killed(self, job: Any, retpid: Any, ret_val: Any, rusage: Any) -> None:
         """A horse died: how, and how much memory it had at most."""
