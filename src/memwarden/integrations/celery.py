@@ -442,6 +442,7 @@ class Jobs(Submitting):
             ending = perform(text, engine=self, ledger=self.ledger, stop=lambda: _child.draining)
         except JobError as error:
             _log.error("a message was refused: %s", error)
+            self.refused(text, str(error))
             raise Reject(str(error), requeue=False) from None
         except StoreError as error:
             _log.error("the ledger cannot be reached: %s", error)
@@ -450,6 +451,8 @@ class Jobs(Submitting):
             raise Reject(str(error), requeue=True) from None
         if ending.fresh:
             _child.leave = ending.text or "its last job's memory stays"
+        if ending.what == "dropped":
+            self.dropped(text)
         return ending.what
 
     # --- in the main process -------------------------------------------------------------------------------------

@@ -147,10 +147,13 @@ class Jobs(Submitting, Middleware):
         refused = said.get("refused")
         if refused is not None:
             _log.error("a message was refused: %s", refused)
+            self.refused(text, refused)
             raise JobError(refused)
         if "unreachable" in said:
             _log.error("the ledger cannot be reached: %s; the message is sent again later", said["unreachable"])
             raise JobError(said["unreachable"])
+        if said.get("what") == "dropped":
+            self.dropped(text)
 
     def _lost(self, text: str, error: JobError) -> None:
         """Without its forge, and with threads, this process can work no more: what it was given goes to another one."""

@@ -117,13 +117,17 @@ def part(text: str) -> str:
             mend="rq worker --worker-class memwarden.integrations.rq.MemoryWorker --serializer json",
         )  # fmt: skip
     try:
-        return perform(text, engine=jobs, ledger=jobs.ledger, stop=lambda: _Here.word[0] != 0).what
+        ending = perform(text, engine=jobs, ledger=jobs.ledger, stop=lambda: _Here.word[0] != 0)
     except JobError as error:
         _log.error("a message was refused: %s", error)
+        jobs.refused(text, str(error))
         raise
     except StoreError as error:
         _log.error("the ledger cannot be reached: %s; the message is sent again later", error)
         raise
+    if ending.what == "dropped":
+        jobs.dropped(text)
+    return ending.what
 
 
 def _not_for_the_horse(number: int, frame: object) -> None:
