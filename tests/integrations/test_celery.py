@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,14 +16,16 @@ from tests.integrations.survival import KernelKills, Machines, Survival, kept_wi
 from tests.integrations.workers import program, wait_for
 from tests.jobs import work
 from tests.jobs.contract import EngineContract
+from tests.jobs.toll import at_work
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytest.importorskip("celery")
 from celery import Celery
+from celery.concurrency import get_implementation
 
-from memwarden.integrations.celery import Jobs, MemoryPool, memory_of
+from memwarden.integrations.celery import Jobs, MemoryPool, memory_aware, memory_of
 from tests.integrations import celery_app
 
 pytestmark = pytest.mark.server
@@ -185,14 +188,35 @@ def test_wrong_settings_are_said_at_start(tmp_path: Any, settings: dict[str, Any
     jobs.close()
 
 
-def test_another_pool_is_refused(tmp_path: Any) -> None:
-    from celery.concurrency.solo import TaskPool
-
-    jobs = app_with(os.fspath(tmp_path))
-    with pytest.raises(ConfigError, match="need the prefork pool"):
-        jobs.check(TaskPool)
-    jobs.check(MemoryPool)
+@pytest.mark.parametrize("name", ["solo", "threads", "prefork"])
+def test_another_pool_is_refused_by_its_name_but_for_queues_without_jobs(tmp_path: Any, name: str) -> None:
+    pool = get_implementation(name)
+    jobs = app_with(os.fspath(tmp_path), task_default_queue="mine")
+    for queues in (None, {"mine"}, {"mine", "others"}):
+        with pytest.raises(
+            ConfigError, match=f"need the prefork pool, and this worker has '{name}'.*than 'mine', by -Q"
+        ):
+            jobs.check(pool, queues)
+    jobs.check(pool, {"others"})
+    assert not jobs.are_done_here
+    jobs.check(MemoryPool, {"mine"})
+    assert jobs.are_done_here
     jobs.close()
+
+
+def test_a_child_that_dies_while_its_worker_ends_is_written_down(one_broker: Broker, tmp_path: Any) -> None:
+    folder = os.fspath(tmp_path)
+    with CelerySite.on(one_broker.numbered(5), folder) as made:
+        root = made.jobs.submit(work.hangs_for_ever, path=f"{folder}/effects.db")
+        wait_for(lambda: bool(work.effects(f"{folder}/effects.db")), "the part at work")
+        (pid,) = at_work(made.ledger, "celery")
+        made.worker.process.send_signal(signal.SIGTERM)
+        made.worker.until("Warm shutdown")
+        os.kill(pid, signal.SIGKILL)
+        assert made.worker.process.wait(30) == 0
+        (attempt,) = made.ledger.attempts(root)
+        assert (attempt["ending"], f"worker {pid}: SIGKILL" in attempt["text"]) == ("killed", True)
+        assert "could not be written" not in made.worker.text()
 
 
 def test_a_worker_with_the_wrong_pool_does_not_start(one_broker: Broker, tmp_path: Any) -> None:

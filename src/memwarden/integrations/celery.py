@@ -208,6 +208,12 @@ class _Watched:
 
 
 class _AsynPool(_Watched, AsynPool):  # type: ignore[misc]  # Celery has no types
+    def tell_the_rest(self) -> None:
+        """Of children that ended while the pool did, when nobody looks for them one by one any more."""
+        for child in self._pool:  # type: ignore[attr-defined]  # as above
+            if child.exitcode is not None and self.on_gone is not None:
+                self.on_gone(child.pid, child.exitcode, child.pid in self._timed_out)
+
     Worker = _AsynChild
 
 
@@ -222,6 +228,23 @@ class MemoryPool(TaskPool):  # type: ignore[misc]  # Celery has no types
     BlockingPool = _ThreadedPool
 
 
+    on_down: Callable[[], object] | None = None
+
+    def on_stop(self) -> None:
+        """Celery's: the children finish what they have."""
+        self._down(super().on_stop)
+
+    def on_terminate(self) -> None:
+        """Celery's: they are killed."""
+        self._down(super().on_terminate)
+
+    def _down(self, end: Callable[[], object]) -> None:
+        pool = self._pool
+        end()
+        if pool is not None:
+            pool.tell_the_rest()
+        if self.on_down is not None:
+            self.on_down()
 class _WorkerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no types
     """Says at start what cannot work, and has parts stop at their next safe point when the worker ends."""
 
@@ -242,7 +265,7 @@ class _WorkerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has 
         _child.draining = True
 
     def stop(self, worker: Any) -> None:
-        worker.app.memwarden_jobs.end()
+        worker.app.memwarden_jobs.leave()
 
     terminate = stop
 
@@ -521,15 +544,15 @@ class Jobs(Submitting):
         """A worker has started its pool."""
         self._keeper = Keeper(self, self.ledger, folder=self.folder, sweep_s=self._sweep_s)
         pool = worker.pool._pool  # noqa: SLF001  Celery gives no other way to the processes
-        pool.on_gone = self._gone
+        pool.on_gone, worker.pool.on_down = self._gone, self.end
         self._children_kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
         self._gate = gate_for(self._pressure)
         print(f"memwarden: what dies comes back: {self.recovery}", flush=True)
         for line in self.remarks():
             print(f"memwarden: {line}", flush=True)
 
-    def end(self) -> None:
-        """The worker ends."""
+    def leave(self) -> None:
+        """The worker was told to end: another one sweeps while parts come to their safe points."""
         if self._keeper is not None:
             self._keeper.close()
         self.close()
@@ -560,6 +583,10 @@ class Jobs(Submitting):
         gate = self._gate
         assert gate is not None
         was_shut = gate.is_shut
+
+    def end(self) -> None:
+        """Its pool is down: nobody dies any more whose death is to be written."""
+        self._keeper = None
         is_shut = gate.look()
         if is_shut and consumer.task_consumer._active_tags:  # noqa: SLF001  a new connection consumes again
             consumer.task_consumer.cancel()
