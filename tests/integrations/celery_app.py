@@ -64,6 +64,15 @@ def ordinary(app: Celery) -> None:
     def refused() -> None:
         raise MemoryError
 
+    @app.task(  # type: ignore[untyped-decorator]  # Celery has no types
+        name="tests.insists", base=MemoryTask, memory_limit="512M", max_retries=2, autoretry_for=(Exception,),
+        retry_kwargs={"countdown": 0}, shared=False,
+    )  # fmt: skip
+    def insists(path: str) -> None:
+        with open(path, "a", encoding="ascii") as file:
+            file.write(f"{os.getpid()}\n")
+        raise MemoryError
+
 
 if os.environ.get("MEMWARDEN_TEST_BROKER"):
     app, jobs = make(

@@ -129,6 +129,17 @@ def test_a_memory_error_is_a_stop_too(careful: CelerySite) -> None:
         run(careful, "tests.refused")
 
 
+def test_what_celery_itself_tries_again_for_a_memory_error_is_tried_in_a_fresh_child(
+    careful: CelerySite, tmp_path: Any
+) -> None:
+    path = os.fspath(tmp_path / "pids")
+    with pytest.raises(MemoryPressureError):
+        run(careful, "tests.insists", path)
+    with open(path, encoding="ascii") as file:
+        attempts = file.read().split()
+    assert (len(attempts), len(set(attempts))) == (3, 3)
+
+
 def test_peak_and_growth_are_in_the_results_meta_data(careful: CelerySite) -> None:
     result = careful.app.tasks["tests.grow"].apply_async((64,))
     assert result.get(timeout=60) == 64 << 20

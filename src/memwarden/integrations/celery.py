@@ -50,7 +50,7 @@ try:
     from celery.concurrency.asynpool import AsynPool
     from celery.concurrency.asynpool import Worker as AsynChild
     from celery.concurrency.prefork import TaskPool
-    from celery.exceptions import Reject
+    from celery.exceptions import Reject, Retry
     from kombu.exceptions import KombuError
     from kombu.messaging import Producer
 except ImportError as error:
@@ -701,16 +701,20 @@ class _Aware:
             request.stamps = {**(request.stamps or {}), STAMP: values}
 
     def _again(self, stopped: BaseException) -> NoReturn:
+        except Retry as again:  # asked for by the task itself, or by its `autoretry_for`
+            if isinstance(again.exc, MemoryError):
+                self._leave()
+            raise
         """Another try in a fresh child; the task's max_retries bound it. Called without a worker, the error itself."""
         size = _kept.value()
         refused = MemoryPressureError(
-            f"task {self.name!r} stopped at its limit ({stopped})", usage_bytes=size, threshold=1.0,
+            f"task {self.name!r} stopped at its limit ({stopped})", usage_bytes=_kept.value(), threshold=1.0,
             limit_bytes=self.limit_bytes, transient=True, mend="split its work, or raise its limit",
         )  # fmt: skip
         task = get_current_worker_task()
         if task is None or task.request.called_directly or task.request.is_eager:
             raise refused from stopped
-        _child.leave = f"task {self.name} stopped at {format_bytes(size)}"
+        self._leave()
         raise task.retry(exc=refused, countdown=0)
 
 
@@ -746,6 +750,9 @@ def _limit_of(limit: str | int | None) -> int:
         from memwarden.jobs.definition import settings
 
         return settings()[""].limit_bytes
+    def _leave(self) -> None:
+        _child.leave = f"task {self.name} stopped at {format_bytes(_kept.value())}"
+
     return parse_bytes(limit, where="memory_limit")
 
 
