@@ -215,6 +215,27 @@ def test_another_pool_is_refused_by_its_name_but_for_queues_without_jobs(tmp_pat
     jobs.close()
 
 
+def test_arguments_of_a_memory_aware_task_are_checked_where_it_is_sent() -> None:
+    app = Celery("checked", broker="memory://", set_as_current=False)
+
+    @app.task(shared=False)  # type: ignore[untyped-decorator]  # Celery has no types
+    @memory_aware(limit="1G")
+    def plain(one: int, two: int = 2, *, three: int = 3) -> int:
+        return one + two + three
+
+    @app.task(bind=True, shared=False)  # type: ignore[untyped-decorator]  # as above
+    @memory_aware(limit="1G")
+    def bound(self: Any, one: int) -> int:
+        return one
+
+    for task, wrong in ((plain, ()), (plain, (1, 2, 3)), (bound, ()), (bound, (1, 2))):
+        with pytest.raises(TypeError, match="argument"):
+            task.apply_async(wrong)
+    assert plain(1, two=1, three=1) == 3
+    assert plain.apply_async((1, 2), {"three": 3}).id
+    assert bound.apply_async((1,)).id
+
+
 def test_a_child_that_dies_while_its_worker_ends_is_written_down(one_broker: Broker, tmp_path: Any) -> None:
     folder = os.fspath(tmp_path)
     with CelerySite.on(one_broker.numbered(5), folder) as made:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import logging
 import mmap
 import os
@@ -781,3 +782,6 @@ def memory_aware(limit: str | int | None = None) -> Callable[[Callable[..., Any]
         return guarded
 
     return make
+        with contextlib.suppress(ValueError, TypeError):  # what has no signature is checked when it runs
+            # Celery checks arguments where a task is sent, and does not look behind a wrapper.
+            guarded.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]  # inspect's own
