@@ -215,6 +215,24 @@ def test_another_pool_is_refused_by_its_name_but_for_queues_without_jobs(tmp_pat
     jobs.close()
 
 
+def test_a_worker_with_another_pool_does_other_queues_and_refuses_a_part(one_broker: Broker, tmp_path: Any) -> None:
+    folder = os.fspath(tmp_path)
+    with program(
+        [*COMMAND, "--pool", "threads", "-Q", "others"], folder, MEMWARDEN_TEST_BROKER=one_broker.url
+    ) as worker:
+        worker.until("ready.")
+        app, jobs = celery_app.make(one_broker.url, folder)
+        celery_app.ordinary(app)
+        assert app.tasks["tests.spike"].apply_async((1,), queue="others").get(timeout=60)[1] == celery_app.MIB
+        root = jobs.submit(work.total, count=1, queue="others")
+        worker.until("was sent to a queue of a worker with the pool 'threads'")
+        status = jobs.ledger.status(root)
+        assert status is not None
+        assert (status.state, status.attempts) == ("open", 0)
+        assert worker.ask_to_end() == 0
+        jobs.close()
+
+
 def test_arguments_of_a_memory_aware_task_are_checked_where_it_is_sent() -> None:
     app = Celery("checked", broker="memory://", set_as_current=False)
 
