@@ -37,6 +37,9 @@ MemwardenError
 └── SuperviseError                    `memwarden run` itself could not do its work
 
 `exit_code` is what the command line returns for it: 2 (wrong usage or input) unless said otherwise.
+
+`args` are what the constructor takes, in its order, so that `type(error)(*error.args)` is the same error: so it comes
+back from whatever carries errors as a class and its arguments, as Celery's results do.
 """
 
 from __future__ import annotations
@@ -54,11 +57,12 @@ class MemwardenError(Exception):
 
     exit_code = 2
 
-    def __init__(self, what: str, *, where: str | None = None, mend: str | None = None) -> None:
+    def __init__(self, what: str, where: str | None = None, mend: str | None = None) -> None:
         self.what = what
         self.where = where
         self.mend = mend
-        super().__init__(what)
+        super().__init__(what)  # an OSError takes two arguments for a number and a text
+        self.args = (what, where, mend) if mend else (what, where) if where else (what,)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.args, self.__dict__)
@@ -68,9 +72,10 @@ class MemwardenError(Exception):
         return _in_one_line(f"{line}; {self.mend}" if self.mend else line)
 
 
-def _rebuild(cls: type[MemwardenError], args: tuple[str, ...], state: dict[str, object]) -> MemwardenError:
-    """From a pickle: the classes below have constructors of their own."""
+def _rebuild(cls: type[MemwardenError], args: tuple[object, ...], state: dict[str, object]) -> MemwardenError:
+    """From a pickle, with whatever was added to it since."""
     error = cls.__new__(cls, *args)
+    error.args = args
     error.__dict__.update(state)
     return error
 
@@ -94,6 +99,7 @@ class MissingExtraError(MemwardenError, ImportError):
     def __init__(self, feature: str, extra: str) -> None:
         self.extra = extra
         super().__init__(f"{feature} needs an extra", mend=f"pip install 'memwarden[{extra}]'")
+        self.args = feature, extra
 
 
 class ProcessNotFoundError(MemwardenError):
@@ -102,6 +108,7 @@ class ProcessNotFoundError(MemwardenError):
     def __init__(self, pid: int) -> None:
         self.pid = pid
         super().__init__(f"no process with pid {pid}", mend="give the pid of a running process")
+        self.args = (pid,)
 
 
 class NotPermittedError(MemwardenError):
@@ -117,10 +124,9 @@ class MemoryPressureError(MemwardenError):
     what answers a MemoryError (dying, most often) does not fit.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  so it is made again from its `args`
         self,
         what: str,
-        *,
         usage_bytes: int | None,
         threshold: float,
         limit_bytes: int | None,
@@ -134,8 +140,9 @@ class MemoryPressureError(MemwardenError):
         self.limit_bytes = limit_bytes
         self.transient = transient
         self.retry_after_s = retry_after_s if transient else None
-        self.holders = holders
+        self.holders = tuple((name, size) for name, size in holders)
         super().__init__(what, mend=mend)
+        self.args = what, usage_bytes, threshold, limit_bytes, transient, self.retry_after_s, self.holders, mend
 
 
 class TraceError(MemwardenError):
@@ -149,17 +156,19 @@ class BlackBoxError(MemwardenError):
 class PoolError(MemwardenError):
     """A pool that cannot give an object, or not take one back; `pool` is its name."""
 
-    def __init__(self, what: str, *, pool: str, mend: str | None = None) -> None:
+    def __init__(self, what: str, pool: str, mend: str | None = None) -> None:
         self.pool = pool
         super().__init__(what, where=f"pool {pool!r}", mend=mend)
+        self.args = what, pool, mend
 
 
 class PoolTimeoutError(PoolError, TimeoutError):
     """No object came free in time. `sites` are the places that hold the most of them, (place, count)."""
 
-    def __init__(self, what: str, *, pool: str, sites: tuple[tuple[str, int], ...] = (), mend: str) -> None:
-        self.sites = sites
+    def __init__(self, what: str, pool: str, mend: str, sites: tuple[tuple[str, int], ...] = ()) -> None:
+        self.sites = tuple((place, count) for place, count in sites)
         super().__init__(what, pool=pool, mend=mend)
+        self.args = what, pool, mend, self.sites
 
 
 class PoolClosedError(PoolError):
@@ -169,26 +178,29 @@ class PoolClosedError(PoolError):
 class FactoryError(PoolError):
     """The pool's factory (`factory`, by name) raised, was not done in time (`hung`), or gave what is no new object."""
 
-    def __init__(self, what: str, *, pool: str, factory: str, hung: bool = False, mend: str | None = None) -> None:
+    def __init__(self, what: str, pool: str, factory: str, hung: bool = False, mend: str | None = None) -> None:
         self.factory = factory
         self.hung = hung
         super().__init__(what, pool=pool, mend=mend)
+        self.args = what, pool, factory, hung, mend
 
 
 class NotBorrowedError(PoolError, ValueError):
     """What was returned was never borrowed there, or was returned before (`again`)."""
 
-    def __init__(self, what: str, *, pool: str, again: bool, mend: str | None = None) -> None:
+    def __init__(self, what: str, pool: str, again: bool, mend: str | None = None) -> None:
         self.again = again
         super().__init__(what, pool=pool, mend=mend)
+        self.args = what, pool, again, mend
 
 
 class ServiceError(MemwardenError):
     """A container that cannot give a service; `key` is the service's name."""
 
-    def __init__(self, what: str, *, key: str, where: str | None = None, mend: str | None = None) -> None:
+    def __init__(self, what: str, key: str, where: str | None = None, mend: str | None = None) -> None:
         self.key = key
         super().__init__(what, where=where, mend=mend)
+        self.args = what, key, where, mend
 
 
 class ServiceNotFoundError(ServiceError, LookupError):
@@ -198,9 +210,10 @@ class ServiceNotFoundError(ServiceError, LookupError):
 class ServiceFactoryError(ServiceError):
     """What makes the service raised, or could not be given what it needs; `path` leads to it from what was asked."""
 
-    def __init__(self, what: str, *, key: str, path: tuple[str, ...], mend: str | None = None) -> None:
-        self.path = path
+    def __init__(self, what: str, key: str, path: tuple[str, ...], mend: str | None = None) -> None:
+        self.path = tuple(path)
         super().__init__(what, key=key, where=" -> ".join(path), mend=mend)
+        self.args = what, key, self.path, mend
 
 
 class AsyncServiceError(ServiceError):
@@ -214,9 +227,10 @@ class ContainerClosedError(ServiceError):
 class CircularDependencyError(MemwardenError):
     """What is being made needs itself. `path` is the way round, its first name also its last."""
 
-    def __init__(self, path: tuple[str, ...], *, mend: str | None = None) -> None:
-        self.path = path
+    def __init__(self, path: tuple[str, ...], mend: str | None = None) -> None:
+        self.path = tuple(path)
         super().__init__(f"it needs itself: {' -> '.join(path)}", where=path[-1], mend=mend)
+        self.args = self.path, mend
 
 
 class FlowError(MemwardenError):
@@ -228,32 +242,35 @@ class FlowError(MemwardenError):
 class SourceError(FlowError):
     """What a stream reads from failed behind `rows` rows, or is nothing that can be read (`rows` is 0)."""
 
-    def __init__(self, what: str, *, rows: int = 0, where: str | None = None, mend: str | None = None) -> None:
+    def __init__(self, what: str, rows: int = 0, where: str | None = None, mend: str | None = None) -> None:
         self.rows = rows
         super().__init__(what, where=where, mend=mend)
+        self.args = what, rows, where, mend
 
 
 class HandlerError(FlowError):
     """What a stream hands its chunks to failed at the rows from `first` to `last` (counted from 0, inclusive)."""
 
-    def __init__(
-        self, what: str, *, first: int, last: int, chunk: int, attempts: int = 1, mend: str | None = None
+    def __init__(  # noqa: PLR0917  as above
+        self, what: str, first: int, last: int, chunk: int, attempts: int = 1, mend: str | None = None
     ) -> None:
         self.first = first
         self.last = last
         self.chunk = chunk
         self.attempts = attempts
         super().__init__(what, mend=mend)
+        self.args = what, first, last, chunk, attempts, mend
 
 
 class OversizeError(FlowError):
     """One row, `index` counted from 0, is larger than a chunk may be."""
 
-    def __init__(self, what: str, *, index: int, size_bytes: int, target_bytes: int) -> None:
+    def __init__(self, what: str, index: int, size_bytes: int, target_bytes: int) -> None:
         self.index = index
         self.size_bytes = size_bytes
         self.target_bytes = target_bytes
         super().__init__(what, mend='raise the budget, or give oversize="pass" or "skip"')
+        self.args = what, index, size_bytes, target_bytes
 
 
 class StatementError(FlowError, ValueError):
@@ -287,8 +304,8 @@ class ChunkError(FlowError):
     `chunk` is its id, `low` and `high` the key before it and its last key, `attempts` how often it was tried.
     """
 
-    def __init__(
-        self, what: str, *, chunk: str, low: object = None, high: object = None, rows: int = 0, attempts: int = 1,
+    def __init__(  # noqa: PLR0917  as above
+        self, what: str, chunk: str, low: object = None, high: object = None, rows: int = 0, attempts: int = 1,
         mend: str | None = None,
     ) -> None:  # fmt: skip
         self.chunk = chunk
@@ -297,6 +314,7 @@ class ChunkError(FlowError):
         self.rows = rows
         self.attempts = attempts
         super().__init__(what, where=f"chunk {chunk}", mend=mend)
+        self.args = what, chunk, low, high, rows, attempts, mend
 
 
 class ReleasedError(FlowError):
@@ -317,7 +335,6 @@ class MemoryRefused(MemwardenError, MemoryError):  # noqa: N818  it is what a re
     def __init__(
         self,
         what: str,
-        *,
         soft_bytes: int | None = None,
         room_bytes: int | None = None,
         limit_bytes: int | None = None,
@@ -332,6 +349,7 @@ class MemoryRefused(MemwardenError, MemoryError):  # noqa: N818  it is what a re
         self.room_bytes = room_bytes
         self.limit_bytes = limit_bytes
         self.headroom_bytes = headroom_bytes
+        self.args = what, soft_bytes, room_bytes, limit_bytes, headroom_bytes
 
 
 class DeliveryError(MemwardenError):
@@ -343,7 +361,6 @@ class DeliveryError(MemwardenError):
     def __init__(
         self,
         what: str,
-        *,
         where: str | None = None,
         mend: str | None = None,
         recoverable: bool = True,
@@ -352,6 +369,7 @@ class DeliveryError(MemwardenError):
         super().__init__(what, where=where, mend=mend)
         self.recoverable = recoverable
         self.retry_after_s = retry_after_s
+        self.args = what, where, mend, recoverable, retry_after_s
 
 
 class JobError(MemwardenError):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import json
 import pickle
 import re
+from typing import Any
 
 import pytest
 
@@ -151,3 +154,35 @@ def test_an_error_survives_the_way_between_processes(error: MemwardenError) -> N
     assert type(back) is type(error)
     assert str(back) == str(error)
     assert vars(back) == vars(error)
+    assert back.args == error.args
+
+
+@pytest.mark.parametrize("error", _ONE_OF_EACH, ids=lambda error: type(error).__name__)
+def test_an_error_is_made_again_from_its_class_and_arguments(error: MemwardenError) -> None:
+    """So Celery's results carry errors, as JSON: an error that cannot be made so reaches nobody who catches it."""
+    made_of: tuple[type[MemwardenError], tuple[Any, ...]] = type(error), error.args
+    back = made_of[0](*made_of[1])
+    assert (str(back), vars(back), back.args) == (str(error), vars(error), error.args)
+    of_json = made_of[0](*json.loads(json.dumps(made_of[1])))
+    assert str(of_json) == str(error)
+    assert json.dumps(vars(of_json)) == json.dumps(vars(error))
+
+
+@pytest.mark.parametrize("error", _ONE_OF_EACH, ids=lambda error: type(error).__name__)
+def test_a_copy_of_an_error_has_all_of_it(error: MemwardenError) -> None:
+    back = copy.copy(error)
+    assert (type(back), str(back), vars(back), back.args) == (type(error), str(error), vars(error), error.args)
+
+
+def test_what_comes_out_of_json_as_lists_are_tuples_again() -> None:
+    refused = MemoryPressureError(*json.loads('["refused", 9, 0.8, 10, true, null, [["cache", 5]], null]'))
+    assert refused.holders == (("cache", 5),)
+    assert PoolTimeoutError(*json.loads('["none", "p", "wait", [["a.py:3", 2]]]')).sites == (("a.py:3", 2),)
+    assert ServiceFactoryError(*json.loads('["raised", "k", ["a", "k"], null]')).path == ("a", "k")
+    assert CircularDependencyError(*json.loads('[["a", "b", "a"]]')).path == ("a", "b", "a")
+
+
+def test_an_error_that_is_a_languages_own_has_no_number_of_it() -> None:
+    timeout = ChunkTimeoutError("took too long", where="here", mend="wait")
+    assert (timeout.errno, timeout.strerror) == (None, None)
+    assert MissingExtraError("the table", "rich").msg == "the table needs an extra"

@@ -17,7 +17,7 @@ def make(url: str, folder: str, **more: object) -> tuple[Celery, Jobs]:
     app = Celery("memwarden-tests", broker=url, set_as_current=False)
     app.conf.update(
         worker_prefetch_multiplier=1, result_extended=True, broker_connection_retry_on_startup=True,
-        result_backend=f"file://{folder}/results", worker_hijack_root_logger=False,
+        result_backend=url if url.startswith("redis") else f"file://{folder}/results", worker_hijack_root_logger=False,
         worker_send_task_events=False, worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_connection_max_retries=None,
         broker_transport_options={"visibility_timeout": 8} if "redis" in url else {},
@@ -62,6 +62,15 @@ def ordinary(app: Celery) -> None:
     @app.task(name="tests.refused", shared=False)  # type: ignore[untyped-decorator]  # Celery has no types
     @memory_aware(limit="512M")
     def refused() -> None:
+        raise MemoryError
+
+    @app.task(  # type: ignore[untyped-decorator]  # Celery has no types
+        name="tests.insists", base=MemoryTask, memory_limit="512M", max_retries=2, autoretry_for=(Exception,),
+        retry_kwargs={"countdown": 0}, shared=False,
+    )  # fmt: skip
+    def insists(path: str) -> None:
+        with open(path, "a", encoding="ascii") as file:
+            file.write(f"{os.getpid()}\n")
         raise MemoryError
 
 

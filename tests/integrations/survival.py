@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import secrets
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from memwarden.errors import JobError
+from memwarden.jobs import job
 from memwarden.jobs.port import LEASE_S, MOST_BYTES, Message
 from memwarden.store import BUSY_S, FILE_NAME
 from memwarden.supervise.signals import pause
@@ -214,6 +216,37 @@ class Survival:
         site.worker.until("a message was refused", times=refused + 1)
         root = site.jobs.submit(work.total, count=20)
         assert over(site.ledger, root, site).state == "done"
+
+    def test_a_message_of_another_ledger_is_dropped_and_said_once_with_what_to_mend(self, site: Site) -> None:
+        root = secrets.token_hex(12)
+        for attempt in range(2):
+            site.put(Message(job="tests.jobs.work:total", root=root, part=0, attempt=attempt).encode())
+        site.worker.until(f"job '{root}' is not in the ledger of this worker ({site.folder}/{FILE_NAME})")
+        again = site.jobs.submit(work.total, count=20)
+        assert over(site.ledger, again, site).state == "done"
+        assert site.worker.text().count(f"job '{root}' is not in the ledger") == 1
+
+    def test_a_doubled_message_is_dropped_and_nothing_is_said(self, site: Site) -> None:
+        root = site.jobs.submit(work.total, count=20)
+        assert over(site.ledger, root, site).state == "done"
+        site.put(Message(job="tests.jobs.work:total", root=root, part=0, attempt=0).encode())
+        again = site.jobs.submit(work.total, count=20)
+        assert over(site.ledger, again, site).state == "done"
+        assert f"job '{root}' is not in the ledger" not in site.worker.text()
+
+    def test_a_job_that_the_worker_does_not_know_says_why_in_the_ledger_and_comes_again_soon(self, site: Site) -> None:
+        root = site.jobs.submit(job(name="known to its submitter")(work.numbers), count=1)
+
+        def reason() -> str:
+            with site.ledger._place.transaction() as db:
+                part = site.ledger._part(db, root, 0)
+            assert part is not None
+            return part.error or ""
+
+        wait_for(lambda: "import the module that has it before the worker starts" in reason(), "the reason")
+        refused = site.worker.text().count("'known to its submitter': is not known here")
+        site.worker.until("'known to its submitter': is not known here", times=refused + 1)
+        assert site.ledger.cancel(root)
 
     def test_what_waits_is_counted(self, site: Site) -> None:
         for _ in range(3):

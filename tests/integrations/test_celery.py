@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from memwarden.errors import ConfigError, StoreError
+from memwarden.errors import ConfigError, MemoryPressureError, StoreError
 from tests.integrations.brokers import BROKERS, Broker
 from tests.integrations.sites import Site
 from tests.integrations.survival import KernelKills, Machines, Survival, kept_without_its_broker, over
 from tests.integrations.workers import program, wait_for
 from tests.jobs import work
 from tests.jobs.contract import EngineContract
+from tests.jobs.toll import at_work
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytest.importorskip("celery")
 from celery import Celery
+from celery.concurrency import get_implementation
 
-from memwarden.integrations.celery import Jobs, MemoryPool, memory_of
+from memwarden.integrations.celery import Jobs, MemoryPool, memory_aware, memory_of
 from tests.integrations import celery_app
 
 pytestmark = pytest.mark.server
@@ -113,17 +116,28 @@ def test_a_memory_aware_task_stops_at_its_limit_and_goes_on_in_a_fresh_child(
 
 def test_what_never_fits_fails_after_its_retries_with_a_clear_line(careful: CelerySite, tmp_path: Any) -> None:
     path = os.fspath(tmp_path / "pids")
-    with pytest.raises(Exception, match="stopped at its limit") as caught:
+    with pytest.raises(MemoryPressureError, match=r"at its limit .*; split its work, or raise its limit") as told:
         run(careful, "tests.leak", 64, 3, path)
-    assert "MemoryPressureError" in str(caught.value)  # Celery makes no errors whose constructors take keywords
+    assert (told.value.limit_bytes, told.value.transient) == (160 << 20, True)
     with open(path, encoding="ascii") as file:
         attempts = file.read().split()
     assert (len(attempts), len(set(attempts))) == (3, 3)
 
 
 def test_a_memory_error_is_a_stop_too(careful: CelerySite) -> None:
-    with pytest.raises(Exception, match="stopped at its limit"):
+    with pytest.raises(MemoryPressureError, match="stopped at its limit"):
         run(careful, "tests.refused")
+
+
+def test_what_celery_itself_tries_again_for_a_memory_error_is_tried_in_a_fresh_child(
+    careful: CelerySite, tmp_path: Any
+) -> None:
+    path = os.fspath(tmp_path / "pids")
+    with pytest.raises(MemoryPressureError):
+        run(careful, "tests.insists", path)
+    with open(path, encoding="ascii") as file:
+        attempts = file.read().split()
+    assert (len(attempts), len(set(attempts))) == (3, 3)
 
 
 def test_peak_and_growth_are_in_the_results_meta_data(careful: CelerySite) -> None:
@@ -185,14 +199,74 @@ def test_wrong_settings_are_said_at_start(tmp_path: Any, settings: dict[str, Any
     jobs.close()
 
 
-def test_another_pool_is_refused(tmp_path: Any) -> None:
-    from celery.concurrency.solo import TaskPool
-
-    jobs = app_with(os.fspath(tmp_path))
-    with pytest.raises(ConfigError, match="need the prefork pool"):
-        jobs.check(TaskPool)
-    jobs.check(MemoryPool)
+@pytest.mark.parametrize("name", ["solo", "threads", "prefork"])
+def test_another_pool_is_refused_by_its_name_but_for_queues_without_jobs(tmp_path: Any, name: str) -> None:
+    pool = get_implementation(name)
+    jobs = app_with(os.fspath(tmp_path), task_default_queue="mine")
+    for queues in (None, {"mine"}, {"mine", "others"}):
+        with pytest.raises(
+            ConfigError, match=f"need the prefork pool, and this worker has '{name}'.*than 'mine', by -Q"
+        ):
+            jobs.check(pool, queues)
+    jobs.check(pool, {"others"})
+    assert not jobs.are_done_here
+    jobs.check(MemoryPool, {"mine"})
+    assert jobs.are_done_here
     jobs.close()
+
+
+def test_a_worker_with_another_pool_does_other_queues_and_refuses_a_part(one_broker: Broker, tmp_path: Any) -> None:
+    folder = os.fspath(tmp_path)
+    with program(
+        [*COMMAND, "--pool", "threads", "-Q", "others"], folder, MEMWARDEN_TEST_BROKER=one_broker.url
+    ) as worker:
+        worker.until("ready.")
+        app, jobs = celery_app.make(one_broker.url, folder)
+        celery_app.ordinary(app)
+        assert app.tasks["tests.spike"].apply_async((1,), queue="others").get(timeout=60)[1] == celery_app.MIB
+        root = jobs.submit(work.total, count=1, queue="others")
+        worker.until("was sent to a queue of a worker with the pool 'threads'")
+        status = jobs.ledger.status(root)
+        assert status is not None
+        assert (status.state, status.attempts) == ("open", 0)
+        assert worker.ask_to_end() == 0
+        jobs.close()
+
+
+def test_arguments_of_a_memory_aware_task_are_checked_where_it_is_sent() -> None:
+    app = Celery("checked", broker="memory://", set_as_current=False)
+
+    @app.task(shared=False)  # type: ignore[untyped-decorator]  # Celery has no types
+    @memory_aware(limit="1G")
+    def plain(one: int, two: int = 2, *, three: int = 3) -> int:
+        return one + two + three
+
+    @app.task(bind=True, shared=False)  # type: ignore[untyped-decorator]  # as above
+    @memory_aware(limit="1G")
+    def bound(self: Any, one: int) -> int:
+        return one
+
+    for task, wrong in ((plain, ()), (plain, (1, 2, 3)), (bound, ()), (bound, (1, 2))):
+        with pytest.raises(TypeError, match="argument"):
+            task.apply_async(wrong)
+    assert plain(1, two=1, three=1) == 3
+    assert plain.apply_async((1, 2), {"three": 3}).id
+    assert bound.apply_async((1,)).id
+
+
+def test_a_child_that_dies_while_its_worker_ends_is_written_down(one_broker: Broker, tmp_path: Any) -> None:
+    folder = os.fspath(tmp_path)
+    with CelerySite.on(one_broker.numbered(5), folder) as made:
+        root = made.jobs.submit(work.hangs_for_ever, path=f"{folder}/effects.db")
+        wait_for(lambda: bool(work.effects(f"{folder}/effects.db")), "the part at work")
+        (pid,) = at_work(made.ledger, "celery")
+        made.worker.process.send_signal(signal.SIGTERM)
+        made.worker.until("Warm shutdown")
+        os.kill(pid, signal.SIGKILL)
+        assert made.worker.process.wait(30) == 0
+        (attempt,) = made.ledger.attempts(root)
+        assert (attempt["ending"], f"worker {pid}: SIGKILL" in attempt["text"]) == ("killed", True)
+        assert "could not be written" not in made.worker.text()
 
 
 def test_a_worker_with_the_wrong_pool_does_not_start(one_broker: Broker, tmp_path: Any) -> None:

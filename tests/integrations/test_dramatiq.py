@@ -125,6 +125,16 @@ def test_a_broker_that_is_away_is_a_clear_error_and_the_job_is_kept(tmp_path: An
     jobs.broker.close()
 
 
+def test_a_job_that_names_no_queue_goes_to_the_first_that_workers_take_from(tmp_path: Any) -> None:
+    jobs = dramatiq_app.make("redis://127.0.0.1:9/0?socket_connect_timeout=1", os.fspath(tmp_path), queues=("own", "b"))
+    (unnamed, named) = (jobs.ledger.status(jobs.submit(work.total, count=1, queue=each)) for each in (None, "b"))
+    assert unnamed is not None
+    assert named is not None
+    assert (unnamed.queue, named.queue) == ("own", "b")
+    jobs.close()
+    jobs.broker.close()
+
+
 def test_the_forge_is_forked_before_the_worker_process_has_threads(site: DramatiqSite) -> None:
     assert site.worker.text().count(site.ready) >= 1
     assert "has threads already" not in site.worker.text()

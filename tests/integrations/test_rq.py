@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,15 +16,19 @@ from tests.jobs import work
 from tests.jobs.contract import EngineContract
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.integrations.brokers import Broker
 
 pytest.importorskip("rq")
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from rq.serializers import PickleSerializer
+from rq import Queue
+from rq.serializers import JSONSerializer, PickleSerializer
 
 from memwarden.integrations.rq import Jobs, MemoryWorker
+from tests.integrations import rq_work
 
 pytestmark = pytest.mark.server
 
@@ -92,3 +97,11 @@ def test_nothing_of_a_done_message_stays_in_redis(site: RQSite) -> None:
     root = site.jobs.submit(work.total, count=20)
     assert over(site.ledger, root).state == "done"
     wait_for(lambda: not site.redis.keys(f"rq:job:{root}*"), "the message gone")
+
+
+@pytest.mark.parametrize("function", [rq_work.ends_a_program, rq_work.ends_a_fork])
+def test_what_an_ordinary_job_starts_can_be_told_to_end(site: RQSite, function: Callable[[], int | None]) -> None:
+    queue = Queue("default", connection=site.redis, serializer=JSONSerializer)
+    made = queue.enqueue(function)
+    wait_for(lambda: made.get_status(refresh=True) in ("finished", "failed"), "the end of the job")
+    assert made.return_value() == -signal.SIGTERM

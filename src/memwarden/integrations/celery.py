@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import logging
 import mmap
 import os
@@ -47,10 +48,11 @@ try:
     from billiard.pool import Worker as ThreadedChild
     from celery import Task, bootsteps
     from celery._state import get_current_worker_task
+    from celery.concurrency import ALIASES
     from celery.concurrency.asynpool import AsynPool
     from celery.concurrency.asynpool import Worker as AsynChild
     from celery.concurrency.prefork import TaskPool
-    from celery.exceptions import Reject
+    from celery.exceptions import Reject, Retry
     from kombu.exceptions import KombuError
     from kombu.messaging import Producer
 except ImportError as error:
@@ -60,7 +62,7 @@ from memwarden.integrations.keeper import SWEEP_S, Gate, Keeper, gate_for
 from memwarden.integrations.submitting import Submitting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Container, Iterator, Mapping
 
     from memwarden.jobs.ledger import Ledger
     from memwarden.ports import Watch
@@ -206,6 +208,12 @@ class _Watched:
                 self.on_gone(pid, child.exitcode, timed_out)
         return gone
 
+    def tell_the_rest(self) -> None:
+        """Of children that ended while the pool did, when nobody looks for them one by one any more."""
+        for child in self._pool:  # type: ignore[attr-defined]  # as above
+            if child.exitcode is not None and self.on_gone is not None:
+                self.on_gone(child.pid, child.exitcode, child.pid in self._timed_out)
+
 
 class _AsynPool(_Watched, AsynPool):  # type: ignore[misc]  # Celery has no types
     Worker = _AsynChild
@@ -220,6 +228,23 @@ class MemoryPool(TaskPool):  # type: ignore[misc]  # Celery has no types
 
     Pool = _AsynPool
     BlockingPool = _ThreadedPool
+    on_down: Callable[[], object] | None = None
+
+    def on_stop(self) -> None:
+        """Celery's: the children finish what they have."""
+        self._down(super().on_stop)
+
+    def on_terminate(self) -> None:
+        """Celery's: they are killed."""
+        self._down(super().on_terminate)
+
+    def _down(self, end: Callable[[], object]) -> None:
+        pool = self._pool
+        end()
+        if pool is not None:
+            pool.tell_the_rest()
+        if self.on_down is not None:
+            self.on_down()
 
 
 class _WorkerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no types
@@ -229,11 +254,13 @@ class _WorkerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has 
 
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
+        jobs = worker.app.memwarden_jobs
         try:
-            worker.app.memwarden_jobs.check(worker.pool_cls)
+            jobs.check(worker.pool_cls, worker.app.amqp.queues.consume_from)
         except (ConfigError, StoreError) as error:
             raise SystemExit(f"memwarden: {error}") from None
         _child.draining = False
+        self.enabled = jobs.are_done_here
 
     def start(self, worker: Any) -> None:
         worker.app.memwarden_jobs.begin(worker)
@@ -242,7 +269,7 @@ class _WorkerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has 
         _child.draining = True
 
     def stop(self, worker: Any) -> None:
-        worker.app.memwarden_jobs.end()
+        worker.app.memwarden_jobs.leave()
 
     terminate = stop
 
@@ -251,6 +278,9 @@ class _ConsumerStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ha
     """Looks around every second, in the event loop: from the thread that forks the children."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def include_if(self, consumer: Any) -> bool:
+        return bool(consumer.app.memwarden_jobs.are_done_here)
 
     def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)
@@ -311,6 +341,7 @@ class Jobs(Submitting):
         self._pressure = pressure
         self._keeper: Keeper | None = None
         self._gate: Gate | None = None
+        self._foreign_pool = ""
         self.after_fork()
         renew_in_child(self)
         if memory_per_child is not None:
@@ -439,9 +470,15 @@ class Jobs(Submitting):
     def _part(self, text: str) -> str:
         """The task. What a job's code raises never leaves `perform`."""
         try:
+            if not self.are_done_here:
+                raise JobError(  # noqa: TRY301  refused as what is not known here
+                    f"was sent to a queue of a worker with the pool {self._foreign_pool!r}", where=TASK,
+                    mend="have only prefork workers consume the queues of memory-aware jobs",
+                )  # fmt: skip
             ending = perform(text, engine=self, ledger=self.ledger, stop=lambda: _child.draining)
         except JobError as error:
             _log.error("a message was refused: %s", error)
+            self.refused(text, str(error))
             raise Reject(str(error), requeue=False) from None
         except StoreError as error:
             _log.error("the ledger cannot be reached: %s", error)
@@ -450,19 +487,26 @@ class Jobs(Submitting):
             raise Reject(str(error), requeue=True) from None
         if ending.fresh:
             _child.leave = ending.text or "its last job's memory stays"
+        if ending.what == "dropped":
+            self.dropped(text)
         return ending.what
 
     # --- in the main process -------------------------------------------------------------------------------------
 
-    def check(self, pool: Any = MemoryPool) -> None:
-        """Whether a worker with this pool could work. Raises ConfigError, or StoreError for its ledger."""
-        conf = self.app.conf
+    @property
+    def are_done_here(self) -> bool:
+        """Whether this worker performs parts: by its pool, as `check` saw it."""
+        return not self._foreign_pool
+
+    def check(self, pool: Any = MemoryPool, queues: Container[str] | None = None) -> None:
+        """Whether a worker with this pool and these queues could work. Raises ConfigError, for its ledger StoreError.
+
+        One with another pool may, where it has only queues (None: any) that no job of this app goes to by itself.
+        """
+        conf, self._foreign_pool = self.app.conf, ""
         if not (isinstance(pool, type) and issubclass(pool, MemoryPool)):
-            raise ConfigError(
-                f"memory-aware jobs need the prefork pool, and this worker has {getattr(pool, '__name__', pool)}",
-                where="worker_pool", mend="leave --pool away, or make your pool a subclass of "
-                "memwarden.integrations.celery.MemoryPool",
-            )  # fmt: skip
+            self._check_foreign(_as_typed(pool), queues)
+            return
         if conf.task_always_eager:
             raise ConfigError(
                 "would run jobs where they are submitted, outside of any worker", where="task_always_eager",
@@ -481,6 +525,16 @@ class Jobs(Submitting):
                 f"{self._resend_s:g} s", where="task_annotations", mend=f"leave acks_late of {TASK} as it is",
             )  # fmt: skip
         self.ledger.running(self.name)
+
+    def _check_foreign(self, pool: str, queues: Container[str] | None) -> None:
+        if queues is None or self.default_queue in queues:
+            raise ConfigError(
+                f"memory-aware jobs need the prefork pool, and this worker has {pool!r}", where="worker_pool",
+                mend=f"leave --pool away; or give it other queues than {self.default_queue!r}, by -Q; or make your "
+                f"pool a subclass of {POOL}",
+            )  # fmt: skip
+        self._foreign_pool = pool
+        print(f"memwarden: no memory-aware jobs here: the pool is {pool!r}, and {self.default_queue!r} is not consumed")
 
     def remarks(self) -> tuple[str, ...]:
         """What works and could be better, one line each."""
@@ -518,17 +572,21 @@ class Jobs(Submitting):
         """A worker has started its pool."""
         self._keeper = Keeper(self, self.ledger, folder=self.folder, sweep_s=self._sweep_s)
         pool = worker.pool._pool  # noqa: SLF001  Celery gives no other way to the processes
-        pool.on_gone = self._gone
+        pool.on_gone, worker.pool.on_down = self._gone, self.end
         self._children_kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
         self._gate = gate_for(self._pressure)
         print(f"memwarden: what dies comes back: {self.recovery}", flush=True)
         for line in self.remarks():
             print(f"memwarden: {line}", flush=True)
 
-    def end(self) -> None:
-        """The worker ends."""
+    def leave(self) -> None:
+        """The worker was told to end: another one sweeps while parts come to their safe points."""
         if self._keeper is not None:
             self._keeper.close()
+
+    def end(self) -> None:
+        """Its pool is down: nobody dies any more whose death is to be written."""
+        self._keeper = None
         self.close()
 
     def _gone(self, pid: int, status: int | None, timed_out: bool) -> None:
@@ -565,6 +623,12 @@ class Jobs(Submitting):
         elif was_shut and not is_shut:
             consumer.task_consumer.consume()
             _log.warning("messages are taken again (%s)", gate.words)
+
+
+def _as_typed(pool: Any) -> str:
+    """The name of a pool for --pool, or its place."""
+    place = f"{getattr(pool, '__module__', '')}:{getattr(pool, '__qualname__', pool)}"
+    return next((name for name, known in ALIASES.items() if known == place), place)
 
 
 # --- ordinary tasks ----------------------------------------------------------------------------------------------
@@ -637,6 +701,10 @@ class _Aware:
             return function(*args, **kwargs)
         except (Stopped, MemoryError) as stopped:
             self._again(stopped)
+        except Retry as again:  # asked for by the task itself, or by its `autoretry_for`
+            if isinstance(again.exc, MemoryError):
+                self._leave()
+            raise
         finally:
             mine, here.now = here.now, outer
             if isinstance(mine, Guard):
@@ -672,16 +740,18 @@ class _Aware:
 
     def _again(self, stopped: BaseException) -> NoReturn:
         """Another try in a fresh child; the task's max_retries bound it. Called without a worker, the error itself."""
-        size = _kept.value()
         refused = MemoryPressureError(
-            f"task {self.name!r} stopped at its limit ({stopped})", usage_bytes=size, threshold=1.0,
+            f"task {self.name!r} stopped at its limit ({stopped})", usage_bytes=_kept.value(), threshold=1.0,
             limit_bytes=self.limit_bytes, transient=True, mend="split its work, or raise its limit",
         )  # fmt: skip
         task = get_current_worker_task()
         if task is None or task.request.called_directly or task.request.is_eager:
             raise refused from stopped
-        _child.leave = f"task {self.name} stopped at {format_bytes(size)}"
+        self._leave()
         raise task.retry(exc=refused, countdown=0)
+
+    def _leave(self) -> None:
+        _child.leave = f"task {self.name} stopped at {format_bytes(_kept.value())}"
 
 
 def memory_of(result: Any) -> Mapping[str, int | None] | None:
@@ -741,6 +811,9 @@ def memory_aware(limit: str | int | None = None) -> Callable[[Callable[..., Any]
                 aware = _Aware(name, _limit_of(limit))
             return aware.run(function, args, kwargs)
 
+        with contextlib.suppress(ValueError, TypeError):  # what has no signature is checked when it runs
+            # Celery checks arguments where a task is sent, and does not look behind a wrapper.
+            guarded.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]  # inspect's own
         return guarded
 
     return make

@@ -55,7 +55,8 @@ ACTOR = "memwarden.part"
 class Jobs(Submitting, Middleware):
     """Memory-aware jobs on this broker: the engine, its middleware and its actor.
 
-    Workers take from `queues`; `pressure` is as for Celery's, the rest as Submitting says; the broker is its owner's.
+    Workers take from `queues`, and a job that names none goes to the first of them. `pressure` is as for Celery's, the
+    rest as Submitting says; the broker is its owner's.
     Raises ConfigError where messages are not JSON.
     """
 
@@ -74,6 +75,7 @@ class Jobs(Submitting, Middleware):
             )  # fmt: skip
         super().__init__(folder=folder, ledger=ledger, resend_s=resend_s)
         self.broker = broker
+        self._first_queue = queues[0]
         self._pressure, self._sweep_s = pressure, sweep_s
         self._forge: Forge | None = None
         self._is_of_dramatiq = False  # whether this process is one that its command started, and not its owner's
@@ -89,6 +91,11 @@ class Jobs(Submitting, Middleware):
         # No tries of Dramatiq's own: the ledger has them. A part's time has no limit here.
         options: dict[str, Any] = {"max_retries": 0, "time_limit": float("inf")}
         self.actor = actor(actor_name=ACTOR, queue_name=queues[0], broker=broker, **options)(part)
+
+    @property
+    def default_queue(self) -> str:
+        """The first that workers take from."""
+        return self._first_queue
 
     def send(self, text: str, *, queue: str, delay_s: float = 0.0, priority: int = 0, message_id: str = "") -> None:
         """One message to the actor `memwarden.part`. Raises JobError."""
@@ -140,10 +147,13 @@ class Jobs(Submitting, Middleware):
         refused = said.get("refused")
         if refused is not None:
             _log.error("a message was refused: %s", refused)
+            self.refused(text, refused)
             raise JobError(refused)
         if "unreachable" in said:
             _log.error("the ledger cannot be reached: %s; the message is sent again later", said["unreachable"])
             raise JobError(said["unreachable"])
+        if said.get("what") == "dropped":
+            self.dropped(text)
 
     def _lost(self, text: str, error: JobError) -> None:
         """Without its forge, and with threads, this process can work no more: what it was given goes to another one."""

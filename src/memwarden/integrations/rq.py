@@ -117,13 +117,26 @@ def part(text: str) -> str:
             mend="rq worker --worker-class memwarden.integrations.rq.MemoryWorker --serializer json",
         )  # fmt: skip
     try:
-        return perform(text, engine=jobs, ledger=jobs.ledger, stop=lambda: _Here.word[0] != 0).what
+        ending = perform(text, engine=jobs, ledger=jobs.ledger, stop=lambda: _Here.word[0] != 0)
     except JobError as error:
         _log.error("a message was refused: %s", error)
+        jobs.refused(text, str(error))
         raise
     except StoreError as error:
         _log.error("the ledger cannot be reached: %s; the message is sent again later", error)
         raise
+    if ending.what == "dropped":
+        jobs.dropped(text)
+    return ending.what
+
+
+def _not_for_the_horse(number: int, frame: object) -> None:
+    pass
+
+
+def _for_us_again() -> None:
+    if signal.getsignal(signal.SIGTERM) is _not_for_the_horse:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class MemoryWorker(Worker):
@@ -206,9 +219,14 @@ class MemoryWorker(Worker):
         super().handle_warm_shutdown_request()  # type: ignore[no-untyped-call]  # RQ's
 
     def setup_work_horse_signals(self) -> None:
-        """A SIGTERM for the whole group is the worker's to answer: the horse is told by it."""
+        """A SIGTERM for all of a service's processes is the worker's to answer: the horse is told by it.
+
+        That goes for the horse alone. A program that it starts would inherit SIG_IGN, a process that it forks even a
+        handler, and neither could be told to end any more.
+        """
         super().setup_work_horse_signals()  # type: ignore[no-untyped-call]  # RQ's
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, _not_for_the_horse)
+        os.register_at_fork(after_in_child=_for_us_again)
 
     def handle_work_horse_killed(self, job: Any, retpid: Any, ret_val: Any, rusage: Any) -> None:
         """A horse died: how, and how much memory it had at most."""
