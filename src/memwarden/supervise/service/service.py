@@ -23,7 +23,7 @@ from memwarden.supervise.service.machine import read_machine
 from memwarden.tell.members import is_gone, member_with
 from memwarden.tell.rules import Draft, LevelRules, of_change, of_death
 from memwarden.tell.sender import Teller, adopt, posted
-from memwarden.tell.signals import Signal, key_of
+from memwarden.tell.signals import Signal, key_of, settled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ class Service:
             if not is_locked(error):
                 raise
             signals = [signal for _, _, signal in posted(self._run_folder) if signal is not None]
-            teller.go_past(outbox, sorted(signals, key=lambda signal: signal.unix_s))
+            teller.go_past(outbox, signals)
             now_s = self._clock.monotonic()
             self._locked_s = now_s if self._locked_s is None else self._locked_s
             if now_s - self._locked_s > BUSY_S:
@@ -313,12 +313,12 @@ class Service:
         target = self._teller.settings.service or command_name(autopsy.argv)
         # `memwarden alerts deliver`, which a supervisor starts, calls it the same: whoever comes first tells it.
         name = f"death-{autopsy.pid}-{int(autopsy.start_unix_s)}"
-        signal = Signal(
+        signal = settled(Signal(
             id=name, key=key_of(draft.kind, target),
             kind=draft.kind, what=draft.what, level=draft.level, title=draft.title, text=draft.text,
             unix_s=autopsy.ended_unix_s, target=target, host=self._host, member="autopsy",
             scope=draft.scope, details=draft.details,
-        )  # fmt: skip
+        ))  # fmt: skip
         try:
             made = outbox.take([signal], patient=False)
         except StoreError as error:
