@@ -79,6 +79,16 @@ def test_what_stands_is_said_to_be_unwatched_when_it_stops(stage: Stage, tmp_pat
     assert warden.errors == 0
 
 
+def test_a_leak_is_over_for_those_who_were_told_when_nobody_watches_it_any_more(stage: Stage, tmp_path: Path) -> None:
+    ops = RecordingChannel("ops")
+    warden = stage.warden(alerts={**NOW, "channels": {"ops": ops}}, directory=str(tmp_path))
+    stage.run(warden, 130, Leaking(stage, 0.5))
+    ops.wait_for(2)
+    warden.stop()
+    over = [each for each in ops.notices if each.what == "recovered"]
+    assert [(each.key, each.text.endswith("its Warden was stopped")) for each in over] == [("leak:shop", True)]
+
+
 def test_splits_and_frequent_collections_are_told(stage: Stage, tmp_path: Path) -> None:
     ops = RecordingChannel("ops")
     warden = telling(stage, ops, tmp_path)

@@ -11,7 +11,6 @@ import logging
 import os
 import sys
 
-from memwarden.facts import Level
 from memwarden.tell.members import member_with
 from memwarden.tell.rules import (
     CollectionRule,
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from memwarden.blackbox import BlackBox
     from memwarden.budget import Budget
     from memwarden.config import Config
-    from memwarden.facts import Finding, Outcome, Trend, Verdict
+    from memwarden.facts import Finding, Level, Outcome, Trend, Verdict
     from memwarden.ports import Channel, Clock
     from memwarden.tell.rules import Draft
     from memwarden.tell.settings import AlertSettings
@@ -132,11 +131,8 @@ class Telling:
         """Say of what stands that it is not watched any more, deliver for at most so long, and end."""
         if not self.active:
             return
-        verdict = self._verdict
-        if verdict is not None and not self._unsaid:
-            for change in self._rules.standing():
-                draft = of_change(change, verdict, {})
-                self._tell(draft.replace(what="cleared", level=Level.NORMAL, text=why))
+        if self.teller.end_standing(why) and not self.teller.running:
+            self.start()
         self.active = False
         self.teller.stop(patience_s=patience_s)
 
