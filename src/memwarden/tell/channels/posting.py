@@ -53,7 +53,7 @@ _STALE = (
 
 def parse_url(value: Any, *, where: str) -> Secret:
     """An http or https address, kept as a secret since most carry a token. Raises ConfigError without quoting it."""
-    text = parse_text(value, where=where)
+    text = parse_text(value, where=where, shown=False)
     mend = "write https://host/path"
     if not text.isascii() or " " in text or "\\" in text:
         raise ConfigError("has a character that no address has", where=where, mend=mend)
