@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+from contextlib import suppress
 
 from memwarden.clock import SystemClock
 from memwarden.errors import MemwardenError, StoreError
@@ -80,13 +81,23 @@ class Lock:
             raise StoreError(f"cannot be made: {error.strerror}", where=path, mend="set MEMWARDEN_DIR") from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(self._fd, 20, 0).decode("ascii", "replace").strip() or "unknown"
+        except BlockingIOError as error:
+            holder = self._holder()
             os.close(self._fd)
             mend = "one is enough for a folder; set MEMWARDEN_DIR for another"
             raise StoreError(f"a service runs already (pid {holder})", where=folder, mend=mend) from error
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, str(os.getpid()).encode(), 0)
+        except OSError as error:
+            os.close(self._fd)
+            raise StoreError(f"cannot be locked: {error.strerror}", where=path, mend="set MEMWARDEN_DIR") from error
+        with suppress(OSError):  # a full disk: the pid is for whoever asks who has it, the lock holds without
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, str(os.getpid()).encode(), 0)
+
+    def _holder(self) -> str:
+        try:
+            return os.pread(self._fd, 20, 0).decode("ascii", "replace").strip() or "unknown"
+        except OSError:
+            return "unknown"
 
     def close(self) -> None:
         """Let it go."""
