@@ -755,6 +755,29 @@ def test_collectors_say_their_figures_within_their_time_and_never_for_an_emergen
     hang.set()
 
 
+def test_a_figure_or_a_value_that_cannot_be_said_keeps_no_alert(rig: Rig) -> None:
+    class Silent:
+        def __str__(self) -> str:
+            raise ValueError("no words")
+
+    def fails() -> dict[str, Any]:
+        raise RuntimeError("no trend")
+
+    ops = RecordingChannel("ops")
+    teller = rig.teller(ops, start=False)
+    teller.describe = fails
+    teller.collectors.add("a_percent", lambda: 10**400)
+    teller.collectors.add("silent", Silent)
+    teller.collectors.add("name", lambda: "caf\udce9")
+    teller.collectors.add("many", lambda: {Silent(): 1})
+    teller.start()
+    teller.tell(draft())
+    found = ops.wait_for(1)[0].details
+    assert {name: found[name] for name in ("a_percent", "silent", "name", "many")} == {
+        "a_percent": "too large", "silent": "failed: ValueError", "name": "caf\\udce9", "many": "failed: ValueError",
+    }  # fmt: skip
+
+
 def test_one_that_hangs_is_asked_no_more_until_it_is_done() -> None:
     hang, asked = threading.Event(), []
     collectors = Collectors()
