@@ -18,6 +18,7 @@ from memwarden.facts import Level
 from memwarden.tell.signals import (
     KINDS,
     NAME_BYTES,
+    ONCE,
     SCOPES,
     WHATS,
     Signal,
@@ -96,6 +97,16 @@ def test_what_no_store_has_words_for_does_not_come_through(text: str, figure: fl
         json.dumps(found.as_dict(), ensure_ascii=False, allow_nan=False).encode()
         assert found.details["n"] is None or abs(found.details["n"]) < 2**63 or isinstance(figure, float)
     assert told.title == text.encode("utf-8", "backslashreplace").decode()
+
+
+@pytest.mark.parametrize(
+    ("kind", "what", "once"), [("custom", "seen", True), ("custom", "raised", None), ("spike", "seen", None)]
+)
+def test_what_happened_once_says_so_where_its_kind_does_not(kind: str, what: str, once: bool | None) -> None:
+    told = settled(made(kind=kind, what=what, details={"text": "x" * 900}))
+    back = from_text(to_text(told))
+    assert back is not None
+    assert (told.details.get(ONCE), back.details.get(ONCE)) == (once, once)
 
 
 def test_a_signal_of_a_newer_version_is_one() -> None:

@@ -36,6 +36,9 @@ KINDS = {
 }
 # What a signal says: a state begins or goes on at a level, a state is over, or something happened that has no end.
 WHATS = ("raised", "cleared", "seen")
+# Kinds that happen and have no end; and what a notice of any other kind has in its details where it was one of those.
+MOMENTS = frozenset({"collections", "job_split", "spike", "oom_kill", "action", "test"})
+ONCE = "happened_once"
 SCOPES = ("process", "container", "machine")
 _TITLE, _TEXT = 120, 300
 # The most that a name takes in a slot, where a letter beyond ASCII takes 6 or 12 bytes; a key is a kind and a target.
@@ -88,8 +91,10 @@ def _size(text: str) -> int:
 def settled(signal: Signal) -> Signal:
     """As it is told, kept and compared, by whichever way: whole texts, finite figures, names that fit into a slot."""
     names = {name: short(clean(getattr(signal, name)), most) for name, most in _NAMES.items()}
-    words = {"title": clean(signal.title), "text": clean(signal.text), "details": _plain(dict(signal.details))}
-    return signal.replace(**names, **words)
+    details = _plain(dict(signal.details))
+    if signal.what == "seen" and signal.kind not in MOMENTS:
+        details = {ONCE: True, **details}
+    return signal.replace(title=clean(signal.title), text=clean(signal.text), details=details, **names)
 
 
 def _plain(value: Any) -> Any:
