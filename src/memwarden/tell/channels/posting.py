@@ -224,8 +224,8 @@ class Poster:
         response = connection.getresponse()
         after = response.getheader("Retry-After")
         # Whether it was taken is known by now: a body that does not end must not make it a failure, nor take long.
-        sock.deadline = Deadline(self._clock, min(_BODY_S, deadline.left()))
         try:
+            sock.deadline = Deadline(self._clock, min(_BODY_S, deadline.left()))
             raw = response.read(_KEPT_BYTES)
         except (OSError, http.client.HTTPException):
             raw = b""
