@@ -652,6 +652,8 @@ class Warden:
                 box.event(finding.unix_s, finding.monotonic_s, finding.kind, f"{finding.what}: {finding.text}")
         if not self._crew.pass_on(finding):
             self._speak(finding)
+        elif self._telling is not None:
+            self._telling.passed_on(finding)
 
     def _keep_leak(self, leak: Leak) -> None:
         """In the black box, where it stays however many events follow."""
