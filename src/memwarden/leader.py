@@ -10,13 +10,17 @@ in C that runs none of Python's hooks does not: while such a child lives, its de
 Beside the lock lie two more files: the turn, which whoever cleans up holds meanwhile, so that never two do at once; and
 the news, into which followers write what they found about themselves for the leader to tell.
 
-Where no lock can be had (a read-only folder, a network file system), everybody leads, and `alone` says why.
+Where no lock can be had (a read-only folder, a network file system), everybody leads, and `alone` says why. One that
+cannot be had just now (no descriptor is left, the disk is full) is tried again the next time; until then everybody
+leads too, for two who speak are better than none.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from binascii import crc32
+from collections import deque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +30,13 @@ if TYPE_CHECKING:
 NEWS_BYTES = 64 * 1024
 LINE_BYTES = 1024
 _TRIES = 3
+# What could not be written waits, the newest of it; in the own black box stands everything.
+MOST_WAITING = NEWS_BYTES // LINE_BYTES
+# Errors that are the same the next time: of the folder, its file system, our rights.
+_LASTING = frozenset({
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENOTDIR, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP,
+    errno.ENOLCK, errno.EINVAL,
+})  # fmt: skip
 
 
 class Leader:
@@ -38,7 +49,8 @@ class Leader:
         self._base = os.path.join(folder, f"leader-{name}")
         self._pid = os.getpid()
         self._lead = self._turn = -1
-        self._waiting: list[bytes] = []
+        self._waiting: deque[bytes] = deque(maxlen=MOST_WAITING)
+        self._unlocked = False  # whether the lock that was last asked for could not be had just now
         self.alone = alone
 
     @property
@@ -52,7 +64,7 @@ class Leader:
         if self.alone or self._lead >= 0:
             return True
         self._lead = self._lock(f"{self._base}.lock")
-        return self._lead >= 0 or bool(self.alone)
+        return self._lead >= 0 or self._unlocked or bool(self.alone)
 
     def take_turn(self) -> bool:
         """Whether it may clean up now; true only while no other process of the cgroup does. End it by `end_turn`."""
@@ -60,7 +72,7 @@ class Leader:
         if self.alone or self._turn >= 0:
             return True
         self._turn = self._lock(f"{self._base}.turn")
-        return self._turn >= 0 or bool(self.alone)
+        return self._turn >= 0 or self._unlocked or bool(self.alone)
 
     def end_turn(self) -> None:
         """The next one may."""
@@ -81,15 +93,28 @@ class Leader:
         fd = self._lock(f"{self._base}.news")
         if fd >= 0:
             try:
-                room = max(0, NEWS_BYTES - os.fstat(fd).st_size)
-                os.lseek(fd, 0, os.SEEK_END)
-                os.write(fd, b"".join(self._waiting)[:room])
-                self._waiting.clear()
-            except OSError as error:  # a full disk: what is in the own black box is not lost
-                self._waiting.clear()
-                self.alone = f"{self._base}.news: {error.strerror or error}"
+                self._write_news(fd)
+            except OSError:  # a full disk: the next time
+                return
             finally:
                 os.close(fd)
+
+    def _write_news(self, fd: int) -> None:
+        """Whole lines, as many as there is room for; the others wait. Raises OSError, and then none is written."""
+        size = os.fstat(fd).st_size
+        room, lines = NEWS_BYTES - size, 0
+        while lines < len(self._waiting) and len(self._waiting[lines]) <= room:
+            room -= len(self._waiting[lines])
+            lines += 1
+        raw, written = b"".join(self._waiting[at] for at in range(lines)), 0
+        try:
+            written = os.pwrite(fd, raw, size)
+        finally:
+            if written < len(raw):
+                os.ftruncate(fd, size)
+        while lines and written == len(raw):
+            self._waiting.popleft()
+            lines -= 1
 
     def news(self) -> Sequence[str]:
         """What followers passed on since the last time; for the leader."""
@@ -130,7 +155,10 @@ class Leader:
             self._waiting.clear()
 
     def _lock(self, path: str) -> int:
-        """The descriptor of the locked file; -1 where another has it, or where none can be had: `alone` says then."""
+        """The descriptor of the locked file; -1 where another has it, or where none can be had: `alone` says then, or
+        `_unlocked` where that may change.
+        """
+        self._unlocked = False
         try:
             from fcntl import LOCK_EX, LOCK_NB, flock
         except ImportError:
@@ -153,7 +181,9 @@ class Leader:
             except OSError as error:
                 if fd >= 0:
                     os.close(fd)
-                self.alone = f"{path}: {error.strerror or error}"
+                if error.errno in _LASTING:
+                    self.alone = f"{path}: {error.strerror or error}"
+                self._unlocked = True
                 return -1
             os.close(fd)
         return -1

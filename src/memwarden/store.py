@@ -211,6 +211,7 @@ class Store:
         self._turn = threading.Event()  # that nobody sets
         self._lock = threading.Lock()
         self._inherited: list[sqlite3.Connection] = []
+        self._opening: dict[int, threading.Lock] = {}  # of each process that opens it anew, by its pid
         self.notes: tuple[str, ...] = ()
         self.degraded = ""
         self.path: str | None = None
@@ -280,11 +281,12 @@ class Store:
         return db
 
     def close(self) -> None:
-        """Close the file. A second close is a no-op."""
+        """Close the file. A second close is a no-op, and so is one in a forked child, where nothing was opened yet."""
         self._retired = True
+        if self._pid != os.getpid():  # the lock may be held by a thread that did not come along
+            return
         with self._lock:
-            if self._pid == os.getpid():
-                self._db.close()
+            self._db.close()
 
     def __enter__(self) -> Self:
         return self
@@ -315,7 +317,10 @@ class Store:
     @contextmanager
     def _begun(self, how: str, *, patient: bool) -> Iterator[sqlite3.Connection]:
         if self._pid != os.getpid():
-            self._after_fork()
+            # A lock of this process alone: two threads of it begin at once, and none of the parent's can hold it.
+            with self._opening.setdefault(os.getpid(), threading.Lock()):
+                if self._pid != os.getpid():
+                    self._after_fork()
         try:
             lock = self._begin(how, patient=patient)
             try:

@@ -184,6 +184,70 @@ store.close()
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_forked_child_closes_it_though_a_thread_of_its_parent_was_writing(tmp_path: Path) -> None:
+    program = """
+import os, signal, sys, threading
+from memwarden.store import Store
+store = Store(sys.argv[1])
+inside, go = threading.Event(), threading.Event()
+
+def write():
+    with store.transaction():
+        inside.set()
+        go.wait()
+
+writer = threading.Thread(target=write)
+writer.start()
+inside.wait()
+child = os.fork()
+if not child:
+    signal.alarm(20)
+    store.close()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+go.set()
+writer.join()
+assert store.checkpoints("a") == ()
+store.close()
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_two_threads_of_a_forked_child_open_it_once(tmp_path: Path) -> None:
+    program = """
+import os, sys, threading
+from memwarden.store import Checkpoint, Store
+
+class Slow(Store):
+    opened = 0
+
+    def _open(self, path):
+        self.opened += 1
+        found = super()._open(path)
+        both.wait(0.5) if self.opened > 1 else None  # the other one comes meanwhile
+        return found
+
+both = threading.Event()
+store = Slow(sys.argv[1])
+child = os.fork()
+if not child:
+    names = ["a", "b", "c"]
+    threads = [threading.Thread(target=store.write, args=(Checkpoint(name=n, part=0, plan="{}"),)) for n in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.opened == 2, store.opened
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert all(store.checkpoints(name) for name in "abc")
+store.close()
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_forked_child_that_cannot_open_it_now_says_so_and_never_uses_its_parents(tmp_path: Path) -> None:
     """Somebody else writes for longer than a writer waits: a StoreError, and it is opened at the next call."""
     program = """

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import resource
 import stat
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from memwarden.leader import LINE_BYTES, NEWS_BYTES, Leader, name_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -126,6 +129,58 @@ def test_news_that_nobody_reads_take_bounded_room(tmp_path: Path) -> None:
         follower.pass_on("x" * 5000)
     assert os.path.getsize(tmp_path / "leader-a.news") == NEWS_BYTES
     assert all(len(line) < LINE_BYTES for line in follower.news())
+
+
+@contextmanager
+def at_most(kind: int, amount: int) -> Iterator[None]:
+    """Of that resource not more than this, for a moment."""
+    soft, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (amount, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, (soft, hard))
+
+
+def test_a_full_disk_delays_news_and_makes_nobody_lead(tmp_path: Path) -> None:
+    leader, follower = Leader(str(tmp_path), "a"), Leader(str(tmp_path), "a")
+    assert leader.leads()
+    follower.pass_on("first")
+    with at_most(resource.RLIMIT_FSIZE, 10):  # half of a line would fit
+        follower.pass_on("second")
+        follower.pass_on("third")
+    assert not follower.leads()
+    follower.flush()
+    assert list(leader.news()) == ["first", "second", "third"]
+    leader.resign()
+
+
+def test_what_there_is_no_room_for_waits_in_whole_lines(tmp_path: Path) -> None:
+    leader, follower = Leader(str(tmp_path), "a"), Leader(str(tmp_path), "a")
+    assert leader.leads()
+    told = [f"{number} " + "x" * 700 for number in range(130)]
+    for line in told:
+        follower.pass_on(line)
+    heard = [*leader.news()]
+    follower.flush()
+    heard += leader.news()
+    assert heard == told
+    for number in range(3 * NEWS_BYTES // 700):  # what nobody hears for long: the oldest and the newest are kept
+        follower.pass_on(f"{number} " + "y" * 700)
+    assert len(follower._waiting) == NEWS_BYTES // LINE_BYTES
+    leader.resign()
+
+
+def test_without_a_descriptor_it_leads_for_that_moment_and_no_longer(tmp_path: Path) -> None:
+    leader, follower = Leader(str(tmp_path), "a"), Leader(str(tmp_path), "a")
+    assert leader.leads()
+    assert not follower.leads()
+    with at_most(resource.RLIMIT_NOFILE, 3):
+        during = follower.leads(), follower.take_turn()
+    assert (during, follower.leads(), follower.alone) == ((True, True), False, "")
+    assert leader.take_turn()
+    assert not follower.take_turn()
+    leader.resign()
 
 
 def test_where_no_lock_can_be_had_everybody_leads_and_says_why(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from memwarden.blackbox import BlackBox, find_boxes, read_posts
 from memwarden.clock import SystemClock
@@ -23,10 +25,11 @@ from memwarden.tell.collectors import Collectors
 from memwarden.tell.members import own_member
 from memwarden.tell.outbox import Outbox
 from memwarden.tell.rules import Draft, of_death, of_job_split
-from memwarden.tell.sender import Teller, adopt, build_channels, complaints
+from memwarden.tell.sender import Teller, adopt, build_channels, complaints, piecewise
 from memwarden.tell.settings import parse
-from memwarden.tell.signals import from_text
-from memwarden.testing import RecordingChannel
+from memwarden.tell.signals import Signal, from_text, to_text
+from memwarden.tell.turns import turns_of
+from memwarden.testing import FakeClock, RecordingChannel
 
 from .conftest import settings_of
 
@@ -50,6 +53,15 @@ def until(condition: Callable[[], bool], what: str) -> None:
 def draft(what: str = "raised", level: int = 2, **more: Any) -> Draft:
     values = {"kind": "high_usage", "title": "title", "text": "text", **more}
     return Draft(what=what, level=Level(level), **values)
+
+
+def signal_of(**more: Any) -> Signal:
+    values: dict[str, Any] = {
+        "id": f"{time.time_ns()}", "key": f"high_usage:{more.get('target', 't')}", "kind": "high_usage",
+        "what": "raised", "level": Level.CRITICAL, "title": "title", "text": "text", "unix_s": 1.0, "target": "t",
+        "host": "h", "member": "m",
+    }  # fmt: skip
+    return Signal(**{**values, **more})
 
 
 class Hanging(RecordingChannel):
@@ -227,7 +239,7 @@ def test_one_more_of_the_same_takes_the_place_of_the_one_before_where_no_slot_is
     told = [from_text(post.text) for post in box.posts()]
     assert [signal.level for signal in told if signal is not None] == [Level(3)] * 13
     teller.tell(draft("cleared", 0), target="t0")
-    assert [signal.what for signal in teller._queue][-1] == "cleared"  # the end of a state takes nobody's place
+    assert teller._queue[-1][1].what == "cleared"  # the end of a state takes nobody's place
     teller.start()
     notices = ops.wait_for(14)
     assert {notice.target for notice in notices if notice.level is Level.EMERGENCY} == {f"t{n}" for n in range(13)}
@@ -422,7 +434,9 @@ def test_one_that_nobody_took_for_long_is_anybodys(rig: Rig) -> None:
     outbox.close()
 
 
-def test_foreign_text_in_a_box_is_taken_away_and_believed_in_nothing(rig: Rig) -> None:
+def test_foreign_text_in_a_box_is_taken_away_and_believed_in_nothing(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
     box = rig.box()
     for text in ("nonsense", "{}", '{"id": 1}', "[]", "\x00\x01"):
         assert box.post(SystemClock().wall(), 0.0, text)
@@ -431,6 +445,283 @@ def test_foreign_text_in_a_box_is_taken_away_and_believed_in_nothing(rig: Rig) -
     assert box.posts() == ()
     assert adopt(outbox, "/nowhere/at/all", own=None, now_unix_s=0.0) == 0
     outbox.close()
+    assert caplog.messages == ["5 slot(s) of black boxes held what is no alert of this version, and were emptied"]
+
+
+# --- what nobody foresaw ------------------------------------------------------------------------------------------
+
+
+def test_half_a_character_in_a_name_stops_nobody(rig: Rig) -> None:
+    ops = RecordingChannel("ops")
+    teller = rig.teller(ops, start=False)
+    teller.tell(draft("seen", 1, kind="spike", title="spill \udce9", details={"\udcff": ["\udce9"]}))
+    teller.tell(draft(kind="leak"), target="caf\udce9.py")
+    teller.start()
+    spike, leak = ops.wait_for(2)
+    assert (spike.title, leak.key) == ("spill \\udce9", "leak:caf\\udce9.py")
+    assert spike.details["\\udcff"] == ["\\udce9"]
+
+
+def test_half_a_character_in_one_box_keeps_nobody_from_the_others(rig: Rig) -> None:
+    boxes = [rig.box() for _ in range(3)]
+    for number, box in enumerate(boxes):
+        signal = signal_of(target=f"t{number}", title="job \udcff" if number == 1 else "job")
+        assert box.post(signal.unix_s, 1.0, to_text(signal))
+    outbox = Outbox(settings_of(), folder=rig.folder, clock=SystemClock())
+    assert adopt(outbox, rig.run_folder, own=None, now_unix_s=signal.unix_s, living=True) > 0
+    assert {each.target for each in outbox.incidents()} == {"t0", "t1", "t2"}
+    assert [box.posts() for box in boxes] == [(), (), ()]
+    outbox.close()
+
+
+class Choosy(Outbox):
+    """Fails at one signal in a way that nobody foresaw."""
+
+    failure: Exception = ValueError("what is this?")
+
+    def take(self, signals: Sequence[Signal], *, patient: bool = True) -> int:
+        if any(signal.target == "odd" for signal in signals):
+            raise self.failure
+        return super().take(signals, patient=patient)
+
+
+def test_what_the_outbox_cannot_take_is_dropped_and_said_and_the_others_are_taken(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    teller = rig.teller(RecordingChannel("ops"), start=False)
+    for target in ("a", "odd", "b"):
+        teller.tell(draft(), target=target)
+    outbox = teller._outbox = Choosy(teller.settings, folder=rig.folder, clock=SystemClock())
+    teller._take_in(outbox)
+    box = teller._box
+    assert box is not None
+    assert sorted(each.target for each in outbox.incidents()) == ["a", "b"]
+    assert (box.posts(), len(teller._queue)) == ((), 0)
+    assert "1 alert(s) cannot be kept and are dropped, first 'title' of 'odd'" in caplog.text
+    for target in ("odd", "c"):
+        teller.tell(draft(), target=target)
+    assert adopt(outbox, rig.run_folder, own=None, now_unix_s=SystemClock().wall(), living=True) > 0
+    assert (box.posts(), len(outbox.incidents())) == ((), 3)
+    outbox.close()
+
+
+@pytest.mark.parametrize("failure", [MemoryError(), StoreError("locked"), OSError(24, "too many open files")])
+def test_what_is_no_fault_of_a_signal_costs_none(failure: Exception) -> None:
+    def step(signals: Sequence[Signal]) -> int:
+        raise failure
+
+    with pytest.raises(type(failure)):
+        piecewise(step, [signal_of(target="a"), signal_of(target="b")])
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=20))
+def test_of_many_exactly_those_are_left_out_that_fail(good: list[bool]) -> None:
+    signals = [signal_of(id=str(number)) for number in range(len(good))]
+
+    def step(some: Sequence[Signal]) -> list[str]:
+        if not all(good[int(each.id)] for each in some):
+            raise ValueError("one of these")
+        return [each.id for each in some]
+
+    made, bad = piecewise(step, signals)
+    assert [name for names in made for name in names] == [each.id for each in signals if good[int(each.id)]]
+    assert [signal.id for signal, _ in bad] == [each.id for each in signals if not good[int(each.id)]]
+
+
+def test_a_figure_that_is_none_is_unknown_and_the_box_stays(rig: Rig) -> None:
+    ops = RecordingChannel("ops")
+    teller = rig.teller(ops, start=False)
+    teller.tell(draft(kind="spike", details={"a_ratio": float("nan"), "a_bytes": 10**400, "b": float("inf")}))
+    box = teller._box
+    assert box is not None
+    assert len(box.posts()) == 1
+    teller.start()
+    assert ops.wait_for(1)[0].details["a_bytes"] is None
+
+
+def test_the_end_of_a_state_comes_after_its_beginning_though_the_clock_was_set_back(rig: Rig) -> None:
+    ops, clock = RecordingChannel("ops"), FakeClock()
+    settings, channels = build_channels(settings_of(channels={"ops": ops}), {})
+    teller = Teller(settings, channels, target="shop", host="h", store_folder=rig.folder, clock=clock)
+    teller.attach(rig.box())
+    teller.tell(draft())
+    clock.advance(1.0)
+    clock._unix_offset_s -= 60
+    teller.tell(draft("cleared", 0))
+    for number in range(15):  # more than there are slots
+        clock.advance(1.0)
+        teller.tell(draft("seen", 1, kind="custom"), target=f"t{number}")
+    teller.once(within_s=PATIENCE_S)
+    outbox = Outbox(settings, folder=rig.folder, clock=clock)
+    assert outbox.incidents() == []
+    assert [each.target for each in reversed(outbox.history(kind="custom"))] == [f"t{number}" for number in range(15)]
+    outbox.close()
+
+
+def test_what_a_process_left_in_its_first_box_is_taken_before_what_is_in_its_second(rig: Rig) -> None:
+    first, second = rig.box(), rig.box()
+    for box, what in ((first, "raised"), (second, "cleared")):
+        assert box.post(1.0, 1.0, to_text(signal_of(id=what, what=what, kind="leak", key="leak:t")))
+    outbox = Outbox(settings_of(), folder=rig.folder, clock=SystemClock())
+    adopt(outbox, rig.run_folder, own=None, now_unix_s=1.0, living=True)
+    assert outbox.incidents() == []
+    outbox.close()
+
+
+# --- whoever interrupts -------------------------------------------------------------------------------------------
+
+INTERRUPTED = """
+import faulthandler, signal, sys, threading
+from memwarden.blackbox import BlackBox
+from memwarden.facts import Level
+from memwarden.tell.rules import Draft
+from memwarden.tell.sender import Teller
+from tests.tell.conftest import settings_of
+
+faulthandler.dump_traceback_later(30, exit=True)
+teller = Teller(settings_of(), (), target="shop", host="host")
+teller.attach(BlackBox(sys.argv[1], pid=1, unix_s=1.0, monotonic_s=1.0, posts=True))
+draft = Draft(kind="spike", what="seen", level=Level.WARNING, title="a", text="b")
+heard, ids = [], []
+
+def handler(*_):
+    heard.append(teller.tell(draft))
+    signal.setitimer(signal.ITIMER_REAL, 0.0002 + len(heard) % 17 * 0.00005)
+
+signal.signal(signal.SIGALRM, handler)
+signal.setitimer(signal.ITIMER_REAL, 0.001)
+while len(heard) < 3000:
+    ids.append(teller.tell(draft))
+signal.setitimer(signal.ITIMER_REAL, 0.0)
+print(len(set(ids + heard)) == len(ids) + len(heard), len(teller._queue), teller._leaving)
+"""
+
+
+def test_a_signal_handler_may_tell_whatever_it_interrupts(rig: Rig) -> None:
+    environ = {**os.environ, "PYTHONPATH": "src:."}
+    words = [sys.executable, "-c", INTERRUPTED, rig.run_folder]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environ)
+    assert done.stdout.split() == ["True", "256", "False"], done.stderr
+
+
+def interrupted(teller: Teller, number: int) -> tuple[int, list[str]]:
+    """Tell, and tell something else in the middle of it: at the line of that number. How many lines, and what."""
+    lines, told = 0, []
+
+    def at_line(frame: object, event: str, _: object) -> Any:
+        nonlocal lines
+        if event == "line":
+            lines += 1
+            if lines == number:
+                sys.settrace(None)
+                told.append(teller.tell(draft("raised", 3, kind="leak")))
+        return at_line
+
+    sys.settrace(at_line)
+    try:
+        told.append(teller.tell(draft()))
+    finally:
+        sys.settrace(None)
+    return lines, told
+
+
+def test_at_whichever_line_it_is_interrupted_nothing_is_lost_and_nothing_is_told_twice(rig: Rig) -> None:
+    number = 0
+    while True:
+        teller = rig.teller(RecordingChannel("ops"), start=False)
+        lines, told = interrupted(teller, number)
+        box = teller._box
+        assert box is not None
+        kept = [from_text(post.text) for post in box.posts()]
+        assert {each.id for each in kept if each} | {each.id for _, each in teller._queue} == set(told)
+        assert len(set(told)) == len(told)
+        box.close(remove=True)
+        if number and len(told) == 1:
+            break
+        number += 1
+    assert number > lines > 30
+
+
+# --- threads that are not there -----------------------------------------------------------------------------------
+
+
+class Threadless:
+    """Stands for a courier that can have no thread for some time."""
+
+    name, is_urged, is_alive = "ops", False, False
+
+    def __init__(self, failures: int) -> None:
+        self.failures, self.tries = failures, 0
+
+    def start(self) -> None:
+        self.tries += 1
+        if self.tries <= self.failures:
+            raise RuntimeError("can't start new thread")
+        self.is_alive = True
+
+    def look(self) -> None:
+        pass
+
+
+def test_a_courier_without_a_thread_has_one_as_soon_as_there_is_any(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    teller, worker = rig.teller(RecordingChannel("ops"), start=False), Threadless(2)
+    outbox = teller._outbox = Outbox(teller.settings, folder=rig.folder, clock=SystemClock())
+    teller._workers = [worker]  # type: ignore[list-item]  # as one to its teller
+    for _ in range(4):
+        teller.round()
+    assert (worker.tries, worker.is_alive) == (3, True)
+    assert caplog.messages == ["what is for channel ops waits: can't start new thread; it is tried again"]
+    outbox.close()
+
+
+def test_a_teller_whose_thread_is_gone_does_not_run_and_can_be_started_again(rig: Rig) -> None:
+    ops = RecordingChannel("ops")
+    teller = rig.teller(ops, start=False)
+    gone = teller._thread = threading.Thread(target=int)
+    gone.start()
+    gone.join(PATIENCE_S)
+    assert not teller.running
+    teller.tell(draft())
+    teller.start()
+    assert teller.running
+    ops.wait_for(1)
+
+
+def test_a_channel_of_two_tellers_serves_one_at_a_time_and_is_closed_by_the_last(rig: Rig) -> None:
+    class Narrow(Hanging):
+        at_once = most = 0
+
+        def send(self, notices: Sequence[Notice], *, timeout_s: float) -> None:
+            self.at_once += 1
+            self.most = max(self.most, self.at_once)
+            super().send(notices, timeout_s=timeout_s)
+            self.at_once -= 1
+
+    ops = Narrow("ops")
+    first = rig.teller(ops)
+    first.tell(draft())
+    assert ops.reached.wait(PATIENCE_S)
+    first.stop(patience_s=0.0)
+    second = rig.teller(ops)
+    second.tell(draft(kind="leak"))
+    until(lambda: second.taken > 0, "that the second has it")
+    ops.let_go.set()
+    ops.wait_for(2)
+    until(lambda: first.outbox is None, "the end of the first")
+    assert (ops.most, ops.closed) == (1, 0)
+    second.stop()
+    assert ops.closed == 1
+
+
+def test_a_forked_child_waits_for_nobodys_turn() -> None:
+    ops = RecordingChannel("ops")
+    turns = turns_of(ops)
+    assert turns_of(ops) is turns
+    with turns.turn:
+        child = os.fork()
+        if not child:
+            os._exit(int(not turns_of(ops).turn.acquire(timeout=0.0)))
+        assert os.waitpid(child, 0)[1] == 0
 
 
 # --- details ------------------------------------------------------------------------------------------------------
@@ -462,6 +753,29 @@ def test_collectors_say_their_figures_within_their_time_and_never_for_an_emergen
     assert isinstance(found["connections"], int)
     assert found["odd"]["a"] == "inf"
     hang.set()
+
+
+def test_a_figure_or_a_value_that_cannot_be_said_keeps_no_alert(rig: Rig) -> None:
+    class Silent:
+        def __str__(self) -> str:
+            raise ValueError("no words")
+
+    def fails() -> dict[str, Any]:
+        raise RuntimeError("no trend")
+
+    ops = RecordingChannel("ops")
+    teller = rig.teller(ops, start=False)
+    teller.describe = fails
+    teller.collectors.add("a_percent", lambda: 10**400)
+    teller.collectors.add("silent", Silent)
+    teller.collectors.add("name", lambda: "caf\udce9")
+    teller.collectors.add("many", lambda: {Silent(): 1})
+    teller.start()
+    teller.tell(draft())
+    found = ops.wait_for(1)[0].details
+    assert {name: found[name] for name in ("a_percent", "silent", "name", "many")} == {
+        "a_percent": "too large", "silent": "failed: ValueError", "name": "caf\\udce9", "many": "failed: ValueError",
+    }  # fmt: skip
 
 
 def test_one_that_hangs_is_asked_no_more_until_it_is_done() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from memwarden import ConfigError, Warden, check_and_alert
 from memwarden.budget import Budget
-from memwarden.facts import Level
+from memwarden.facts import Finding, Level
 from memwarden.testing import FakeClock, RecordingChannel
 
 from .conftest import MIB, Stage
@@ -77,6 +77,36 @@ def test_what_stands_is_said_to_be_unwatched_when_it_stops(stage: Stage, tmp_pat
     assert "its Warden was stopped" in ops.notices[1].text
     warden.stop()
     assert warden.errors == 0
+
+
+def test_a_leak_is_over_for_those_who_were_told_when_nobody_watches_it_any_more(stage: Stage, tmp_path: Path) -> None:
+    ops = RecordingChannel("ops")
+    warden = stage.warden(alerts={**NOW, "channels": {"ops": ops}}, directory=str(tmp_path))
+    stage.run(warden, 130, Leaking(stage, 0.5))
+    ops.wait_for(2)
+    warden.stop()
+    over = [each for each in ops.notices if each.what == "recovered"]
+    assert [(each.key, each.text.endswith("its Warden was stopped")) for each in over] == [("leak:shop", True)]
+
+
+def test_what_the_leader_told_of_a_worker_is_over_when_nobody_watches_that_worker(stage: Stage, tmp_path: Path) -> None:
+    ops = RecordingChannel("ops")
+    warden = telling(stage, ops, tmp_path)
+    warden.start()
+    stage.look(warden, 0.30)
+    assert warden._telling is not None
+    leak = Finding(kind="leak", what="confirmed", text="it leaks", pid=os.getpid(), unix_s=1.0, monotonic_s=1.0)
+    warden._telling.finding(leak)  # as the leader
+    ops.wait_for(1)
+    warden._telling.teller._standing.clear()  # which is another process
+    for each in (
+        leak,
+        leak.replace(kind="rapid growth", what="began"),
+        leak.replace(kind="rapid growth", what="ended"),
+    ):
+        warden._telling.passed_on(each)
+    warden.stop()
+    assert [(each.what, each.key) for each in ops.notices] == [("raised", "leak:shop"), ("recovered", "leak:shop")]
 
 
 def test_splits_and_frequent_collections_are_told(stage: Stage, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ FRESH_S = 5.0
 MOST_WORDS = 200
 # Whether there is hurry is looked at so often.
 STEP_S = 0.05
+# What the integers of SQLite and of most readers of JSON hold.
+_LARGEST = (1 << 63) - 1
 
 
 class Collectors:
@@ -30,7 +32,7 @@ class Collectors:
             name: (_bind(name, argument), limit_s) for name, argument in built_in
         }
         self._busy: set[str] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may add one too
         self._fresh: tuple[float, dict[str, Any]] | None = None
 
     def add(self, name: str, function: Callable[[], Any], *, limit_s: float | None = None) -> None:
@@ -58,7 +60,7 @@ class Collectors:
             left_s = limit_s
             while not done.wait(min(STEP_S, left_s)) and left_s > STEP_S and not hurry():
                 left_s -= STEP_S
-            found[name] = _plain(box[0]) if done.is_set() and box else f"not done within {limit_s:g} s"
+            found[name] = box[0] if done.is_set() and box else f"not done within {limit_s:g} s"
         self._fresh = (now_s, found)
         return found
 
@@ -68,7 +70,7 @@ class Collectors:
 
         def run() -> None:
             try:
-                box.append(function())
+                box.append(_plain(function()))  # here, for what a value says of itself may fail or hang too
             except Exception as error:  # noqa: BLE001  code of the application may raise anything
                 box.append(f"failed: {type(error).__name__}")
             finally:
@@ -84,8 +86,10 @@ class Collectors:
 
 def _plain(value: Any) -> Any:
     """A value that JSON knows, and not a large one."""
-    if value is None or isinstance(value, (bool, int)):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, int):
+        return value if abs(value) <= _LARGEST else "too large"
     if isinstance(value, float):
         return round(value, 6) if abs(value) < 1e300 else str(value)
     if isinstance(value, dict) and len(value) <= 20:

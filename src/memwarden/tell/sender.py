@@ -1,8 +1,9 @@
 """The teller of one process: signals in, deliveries out, in threads of its own.
 
 The guarded loop calls `tell`, which writes a slot of the black box and sets an event: no lock that anybody holds for
-long, no file, no socket. A thread takes what is in the slots into the store; one courier per channel delivers. What
-they need is imported, and every channel was shaken hands with, before the first emergency.
+long, no file, no socket. A signal handler may call it, whatever it interrupts. A thread takes what is in the slots into
+the store; one courier per channel delivers. What they need is imported, and every channel was shaken hands with, before
+the first emergency.
 
 What cannot be taken in stays in the slots and survives the process: the next one that comes, in the same run folder,
 takes it. An EMERGENCY waits for no store that somebody else has locked: it goes out past it, from its slot. A store
@@ -17,6 +18,8 @@ import os
 import threading
 from binascii import hexlify
 from collections import deque
+from contextlib import contextmanager
+from itertools import count
 
 from memwarden.blackbox import SIZE, find_boxes, mark_taken, read_posts
 from memwarden.clock import SystemClock
@@ -29,17 +32,22 @@ from memwarden.tell.members import is_gone, own_member
 from memwarden.tell.outbox import Outbox
 from memwarden.tell.rules import Draft
 from memwarden.tell.settings import AlertSettings, ChannelUse
-from memwarden.tell.signals import Signal, from_text, key_of, to_text
+from memwarden.tell.signals import Signal, from_text, key_of, settled, to_text
+from memwarden.tell.turns import turns_of
+from memwarden.wake import Wake
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-    from typing import Any
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from typing import Any, TypeVar
 
     from memwarden.blackbox import BlackBox, Post
     from memwarden.facts import Notice
     from memwarden.ports import Channel, Clock
     from memwarden.tell.outbox import Told
+    from memwarden.tell.turns import Turns
+
+    T = TypeVar("T")
 
 # What waits in memory where no slot is free; the oldest of it goes, and is counted.
 MOST_QUEUED = 256
@@ -88,17 +96,18 @@ class Teller:
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._waits: Clock = waits if waits is not None else SystemClock()
         self.member = own_member()
-        self._prefix, self._number = hexlify(os.urandom(6)).decode(), 0
+        self._prefix, self._numbers = hexlify(os.urandom(6)).decode(), count(1)
         self._lock, self._leaving = threading.RLock(), False
         self._urgent_told = self._urgent_seen = 0
         # What stands in a slot, or did: by key, member and what; its number there, its level and how many it is.
         self._posted: dict[tuple[str, str, str], tuple[int, Level, int]] = {}
         self._box: BlackBox | None = None
-        self._queue: deque[Signal] = deque()
-        self._wake = threading.Event()
+        self._queue: deque[tuple[float, Signal]] = deque()  # and when it was told, monotonic
+        self._wake = Wake()
         self._thread: threading.Thread | None = None
         self._workers: list[_Worker] = []
-        self._ending = threading.Event()
+        self._threadless: set[str] = set()
+        self._ending = Wake()
         self._outbox: Outbox | None = None
         self._store_failures = 0
         self._trouble: StoreError | None = None
@@ -123,17 +132,17 @@ class Teller:
         `name` is an id of the caller's own for what must be told once whoever finds it.
         """
         about = target if target is not None else self._target_of(draft)
-        key = key_of(draft.kind, about)
         whose = member if member is not None else self.member
-        signal = Signal(
-            id=name or self._new_id(), key=key, kind=draft.kind, what=draft.what, level=draft.level, title=draft.title,
-            text=draft.text, unix_s=self._clock.wall(), target=about, host=self.host, member=whose, scope=draft.scope,
+        signal = settled(Signal(
+            id=name or f"{self._prefix}-{next(self._numbers)}", key=key_of(draft.kind, about), kind=draft.kind,
+            what=draft.what, level=draft.level, title=draft.title, text=draft.text, unix_s=self._clock.wall(),
+            target=about, host=self.host, member=whose, scope=draft.scope,
             details=draft.details if about == self.target else {**draft.details, "seen_by": self.target},
-        )  # fmt: skip
+        ))  # fmt: skip
         if draft.what == "raised" and member is None:
-            self._standing[key] = draft, target
+            self._standing[signal.key] = draft, target
         elif draft.what == "cleared":
-            self._standing.pop(key, None)
+            self._standing.pop(signal.key, None)
         self._leave(signal)
         self._wake.set()
         return signal.id
@@ -142,53 +151,58 @@ class Teller:
         """The machine is one target for all who see it."""
         return f"machine {self.host}" if draft.scope == "machine" else self.target
 
-    def _new_id(self) -> str:
+    def end_standing(self, why: str) -> bool:
+        """Say of all that this process said to last that it is over, and why; whether there was any."""
+        standing = tuple(self._standing.values())
+        for draft, target in standing:
+            self.tell(draft.replace(what="cleared", level=Level.NORMAL, text=why), target=target)
+        return bool(standing)
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[bool]:
+        """Nobody else changes slots and queue; false for a signal handler or a finalizer that came into the middle."""
         with self._lock:
-            self._number += 1
-            return f"{self._prefix}-{self._number}"
+            disturbs, self._leaving = self._leaving, True
+            try:
+                yield not disturbs
+            finally:
+                self._leaving = disturbs
 
     def _leave(self, signal: Signal) -> None:
         """In a slot; where none is free, in memory. A box has one writer at a time."""
-        with self._lock:
-            if not self._leave_in_slot(signal):
-                self._queue.append(signal)
-                while len(self._queue) > MOST_QUEUED:
-                    self._drop_one()
+        at_s = self._clock.monotonic()
+        with self._undisturbed() as alone:
+            if not (alone and self._post(signal, at_s)):
+                self._queue.append((at_s, signal))
+            while alone and len(self._queue) > MOST_QUEUED:
+                self._drop_one()
             self._urgent_told += signal.level is Level.EMERGENCY
-
-    def _leave_in_slot(self, signal: Signal) -> bool:
-        if self._leaving:  # a signal handler or a finalizer in the middle of it: what it has waits in memory
-            return False
-        self._leaving = True
-        try:
-            return self._post(signal)
-        finally:
-            self._leaving = False
 
     def _drop_one(self) -> None:
         """The oldest goes, of what happens once where there is any: the end of a state must not be missed."""
-        at = next((number for number, each in enumerate(self._queue) if each.what == "seen"), 0)
+        places = range(len(self._queue))  # by their numbers, which stay: a signal handler may add to it meanwhile
+        at = next((number for number in places if self._queue[number][1].what == "seen"), 0)
         del self._queue[at]
         self.lost += 1
 
-    def _post(self, signal: Signal) -> bool:
+    def _post(self, signal: Signal, at_s: float) -> bool:
         box, number = self._box, 0
         if box is None:
             return False
-        at_s, urgent = self._clock.monotonic(), signal.level is Level.EMERGENCY
+        urgent, text = signal.level is Level.EMERGENCY, to_text(signal)
         about = signal.key, signal.member, signal.what
         last = self._posted.pop(about, None)
         times = 1
         try:
             if not self._queue or urgent:  # in order: what is in memory comes before what is posted after it
-                number = box.post(signal.unix_s, at_s, to_text(signal))
+                number = box.post(signal.unix_s, at_s, text)
             if not number and last is not None and last[1] <= signal.level:
                 # The newest of a kind says it all; that there were others it says too.
                 times = last[2] + 1
                 more = signal.replace(details={"repeated": times, **signal.details})
                 number = box.replace(last[0], signal.unix_s, at_s, to_text(more))
             if not number and urgent:
-                number = box.post(signal.unix_s, at_s, to_text(signal), urgent=True)
+                number = box.post(signal.unix_s, at_s, text, urgent=True)
         except ValueError:  # the box was closed
             self._box = None
         if number:
@@ -202,10 +216,10 @@ class Teller:
     def tick(self) -> None:
         """Once a second, from the loop. Where the service delivers, what is in memory goes into free slots."""
         if self.settings.deliver == "service" and self._queue:
-            with self._lock:
-                while self._queue and self._box is not None:
-                    signal = self._queue[0]
-                    if not self._box.post(signal.unix_s, self._clock.monotonic(), to_text(signal)):
+            with self._undisturbed() as alone:
+                while alone and self._queue and self._box is not None:
+                    at_s, signal = self._queue[0]
+                    if not self._box.post(signal.unix_s, at_s, to_text(signal)):
                         return
                     self._queue.popleft()
 
@@ -214,7 +228,8 @@ class Teller:
     @property
     def running(self) -> bool:
         """Whether its threads run; without any to run (a service delivers) it counts as running."""
-        return self._thread is not None or self.settings.deliver == "service"
+        thread = self._thread
+        return (thread is not None and thread.is_alive()) or self.settings.deliver == "service"
 
     def now_unix_s(self) -> float:
         """The time that the outbox lives by."""
@@ -229,7 +244,7 @@ class Teller:
         """Start the threads, which open the store themselves. A second start is a no-op. Raises RuntimeError."""
         if self.running:
             return
-        self._ending = threading.Event()  # of this start: a thread that outlives its stop stays stopped
+        self._ending = Wake()  # of this start: a thread that outlives its stop stays stopped
         self._due["assert"] = self._waits.monotonic() + ASSERT_S
         thread = threading.Thread(target=self._run, args=(self._ending,), name="memwarden-tell", daemon=True)
         thread.start()
@@ -302,16 +317,13 @@ class Teller:
         outbox.prune()
         return outbox.history(touched_since_unix_s=start)
 
-    def _run(self, ending: threading.Event) -> None:
-        try:
-            outbox = self._open()
-        except Exception:  # noqa: BLE001  slots keep what is told for whoever comes next
-            self._log.exception("alerts are not delivered from here")
+    def _run(self, ending: Wake) -> None:
+        outbox = self._open_in_the_end(ending)
+        if outbox is None:
             return
-        workers = [_Worker(self, courier, self._waits) for courier in self.couriers(outbox)]
+        turns = {channel.name: turns_of(channel) for channel in self._channels}
+        workers = [_Worker(self, courier, self._waits, turns[courier.name]) for courier in self.couriers(outbox)]
         self._outbox, self._workers = outbox, workers
-        for worker in workers:
-            worker.start()
         while not ending.is_set():
             wait_s = self._round_or_log()
             if not ending.is_set() and self._waits.wait(self._wake, wait_s):
@@ -324,6 +336,29 @@ class Teller:
         outbox.close()
         if self._outbox is outbox:
             self._outbox, self._workers = None, []
+
+    def _open_in_the_end(self, ending: Wake) -> Outbox | None:
+        """The outbox, after some tries where not even one in memory can be had; None where it was ended before."""
+        while not ending.is_set():
+            try:
+                return self._open()
+            except Exception:  # noqa: BLE001  slots keep what is told for whoever comes next
+                self._log.exception("alerts are not delivered from here; it is tried again")
+            self._waits.wait(ending, RECOVER_S)
+        return None
+
+    def _have_threads(self) -> None:
+        """Each courier its own; one that can have none now (a limit of processes) has one as soon as there is any."""
+        for worker in self._workers:
+            if worker.is_alive:
+                continue
+            try:
+                worker.start()
+                self._threadless.discard(worker.name)
+            except RuntimeError as error:
+                if worker.name not in self._threadless:
+                    self._threadless.add(worker.name)
+                    self._log.error("what is for channel %s waits: %s; it is tried again", worker.name, error)
 
     def _round_or_log(self) -> float:
         try:
@@ -349,6 +384,7 @@ class Teller:
         outbox = self._outbox
         if outbox is None:
             return IDLE_S
+        self._have_threads()
         if outbox.moved:
             self._say_moved(outbox)
         lost = self.lost + outbox.dropped
@@ -387,40 +423,49 @@ class Teller:
         return True
 
     def _take_in(self, outbox: Outbox) -> int:
-        urgent, box = self._urgent_told, self._box
-        posts: tuple[Post, ...] = ()
-        if box is not None:
-            try:
-                posts = box.posts()
-            except ValueError:  # closed meanwhile
-                self._box = box = None
-        signals = [signal for post in posts if (signal := from_text(post.text)) is not None]
-        with self._lock:
-            waiting = tuple(self._queue)
-        signals += waiting
-        if not signals:
-            self._urgent_seen = urgent
+        urgent, posts = self._urgent_told, self._own_posts()
+        with self._undisturbed():
+            waiting = [self._queue[at] for at in range(len(self._queue))]
+        known = [(post, signal) for post in posts if (signal := from_text(post.text)) is not None]
+        # As they came, by a clock that is never set back: the end of a state must not come before its beginning.
+        arrived = sorted([(post.monotonic_s, signal) for post, signal in known] + waiting, key=lambda pair: pair[0])
+        found = self._keep(outbox, [signal for _, signal in arrived]) if arrived else (0, set())
+        self._urgent_seen = urgent
+        if found is None:
             return 0
-        signals.sort(key=lambda signal: signal.unix_s)  # those in slots and those in memory, as they came
+        made, bad = found
+        box = self._box
+        if box is not None and arrived:
+            for post in posts if not outbox.degraded else self._spare(outbox, known, bad):
+                box.take(post)
+        done = {signal.id for _, signal in waiting}
+        with self._undisturbed():
+            while self._queue and self._queue[0][1].id in done:
+                self._queue.popleft()
+        return made
+
+    def _own_posts(self) -> tuple[Post, ...]:
+        try:
+            return self._box.posts() if self._box is not None else ()
+        except ValueError:  # closed meanwhile
+            self._box = None
+            return ()
+
+    def _keep(self, outbox: Outbox, signals: Sequence[Signal]) -> tuple[int, set[str]] | None:
+        """Into the store; how many deliveries came of it, and what it cannot keep. None where it is locked, and what
+        is urgent goes past it. Raises StoreError.
+        """
         hurry = any(signal.level is Level.EMERGENCY for signal in signals)
         try:
-            made = outbox.take(signals if hurry else [self._with_more(signal) for signal in signals])
+            made, bad = piecewise(outbox.take, signals if hurry else [self._with_more(signal) for signal in signals])
         except StoreError as error:
             if not (hurry and is_locked(error) and self._workers):
                 raise
             self.go_past(outbox, signals)
-            self._urgent_seen = urgent
-            return 0
-        self._urgent_seen = urgent
+            return None
+        say_dropped(bad)
         self.taken += len(signals)
-        if box is not None:
-            for post in posts if not outbox.degraded else self._spare(outbox, posts):
-                box.take(post)
-        known = {signal.id for signal in waiting}
-        with self._lock:
-            while self._queue and self._queue[0].id in known:
-                self._queue.popleft()
-        return made
+        return sum(made), {signal.id for signal, _ in bad}
 
     def go_past(self, outbox: Outbox, signals: Sequence[Signal]) -> None:
         """Have the couriers deliver what of these is urgent, though the store is locked. Raises StoreError.
@@ -429,35 +474,42 @@ class Teller:
         """
         workers = {worker.name: worker for worker in self._workers}
         try:
-            found = outbox.hand_out(signals)
+            found, _ = piecewise(outbox.hand_out, signals)
         except StoreError as error:  # and no more one that is only locked
             raise StoreError("cannot even be read", where=error.where, mend=error.mend) from None
-        for channel, notice in found:
+        for channel, notice in (each for some in found for each in some):
             if channel in workers:
                 workers[channel].urge(notice)
             else:
                 outbox.came_back(notice.delivery_id)
 
     @staticmethod
-    def _spare(outbox: Outbox, posts: Sequence[Post]) -> list[Post]:
+    def _spare(outbox: Outbox, known: Sequence[tuple[Post, Signal]], bad: set[str]) -> list[Post]:
         """What need not stay in its slot while the outbox is in memory only, and would die with us.
 
         The newest stay, so that whoever comes next knows what stands; the others until they are delivered.
         """
-        known = [(post, signal.id) for post in posts if (signal := from_text(post.text)) is not None]
-        return [post for post, name in known[:-MOST_KEPT] if outbox.is_settled(name)]
+        kept = {post.number for post, _ in known[-MOST_KEPT:]}
+        return [
+            post
+            for post, signal in known
+            if signal.id in bad or (post.number not in kept and outbox.is_settled(signal.id))
+        ]
 
     def _with_more(self, signal: Signal) -> Signal:
         """What is known beside it; nothing is asked for an EMERGENCY, which must not wait."""
         if signal.level is Level.EMERGENCY or signal.what == "cleared" or signal.member != self.member:
             return signal
         more: dict[str, Any] = {}
-        try:
-            more |= self.describe()
-        except Exception as error:  # noqa: BLE001  whatever fails there must not keep the alert
-            self._log.info("an alert says less: %s", type(error).__name__)
-        more |= self.collectors.collect(self._waits.monotonic(), hurry=self._is_urgent)
-        return signal.replace(details={**signal.details, **more}) if more else signal
+        for ask in (self.describe, self._collect):
+            try:
+                more |= ask()
+            except Exception as error:  # noqa: BLE001  whatever fails there must not keep the alert
+                self._log.info("an alert says less: %s", type(error).__name__)
+        return settled(signal.replace(details={**signal.details, **more})) if more else signal
+
+    def _collect(self) -> Mapping[str, Any]:
+        return self.collectors.collect(self._waits.monotonic(), hurry=self._is_urgent)
 
     def _is_urgent(self) -> bool:
         """Whether an EMERGENCY came that was not seen to, or is about to go out past the store."""
@@ -530,12 +582,12 @@ class Teller:
 class _Worker:
     """The thread of one courier."""
 
-    def __init__(self, teller: Teller, courier: Courier, waits: Clock) -> None:
-        self._teller, self._courier, self._waits = teller, courier, waits
-        self._wake = threading.Event()
+    def __init__(self, teller: Teller, courier: Courier, waits: Clock, turns: Turns) -> None:
+        self._teller, self._courier, self._waits, self._turns = teller, courier, waits, turns
+        self._wake = Wake()
         self._ending = False
         self._log = logging.getLogger("memwarden.tell")
-        self._thread = threading.Thread(target=self._run, name=f"memwarden-tell-{courier.name}", daemon=True)
+        self._thread: threading.Thread | None = None
 
     @property
     def name(self) -> str:
@@ -552,8 +604,16 @@ class _Worker:
         self._courier.urge(notice)
         self._wake.set()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
     def start(self) -> None:
-        self._thread.start()
+        """Raises RuntimeError where no thread can be had now."""
+        thread = threading.Thread(target=self._run, name=f"memwarden-tell-{self.name}", daemon=True)
+        thread.start()
+        self._thread = thread
 
     def look(self) -> None:
         """There may be something to deliver."""
@@ -565,10 +625,13 @@ class _Worker:
         self._wake.set()
 
     def join(self) -> None:
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def _run(self) -> None:
-        wrong = self._courier.warm_up()
+        self._turns.enter()
+        with self._turns.turn:
+            wrong = self._courier.warm_up()
         if wrong:
             self._log.warning("alerts by %s cannot be delivered now: %s", self._courier.name, wrong)
         while True:
@@ -578,12 +641,16 @@ class _Worker:
                 break
             if self._waits.wait(self._wake, rest_s):
                 self._wake.clear()
-        self._courier.close()
+        self._turns.leave(self._courier.close)
+
+    def _once(self, *, waits: bool) -> bool:
+        with self._turns.turn:  # before it is claimed: a claim does not last for long
+            return self._courier.once(waits=waits)
 
     def _round(self, *, waits: bool) -> float:
         """Everything that can be delivered now; seconds until the next."""
         try:
-            while self._courier.once(waits=waits):
+            while self._once(waits=waits):
                 if self._ending and waits:
                     return 0.0
             rest_s = self._courier.rest_s(self._teller.now_unix_s())
@@ -597,6 +664,35 @@ class _Worker:
         return IDLE_S if rest_s is None else min(IDLE_S, max(0.01, rest_s))
 
 
+def piecewise(
+    step: Callable[[Sequence[Signal]], T], signals: Sequence[Signal]
+) -> tuple[list[T], list[tuple[Signal, Exception]]]:
+    """What `step` makes of them all; where it cannot take them, of one after the other, and which it cannot take.
+
+    One signal that nobody foresaw must not be in the way of all others. Raises what is no fault of a signal: an error
+    of the store, of the system, no memory.
+    """
+    try:
+        return [step(signals)], []
+    except (MemwardenError, OSError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001  whatever it is, the others go on
+        if len(signals) == 1:
+            return [], [(signals[0], error)]
+    found = [piecewise(step, [signal]) for signal in signals]
+    return [each for made, _ in found for each in made], [each for _, bad in found for each in bad]
+
+
+def say_dropped(bad: Sequence[tuple[Signal, Exception]]) -> None:
+    """Say of alerts that cannot be kept that they are gone; once for all that came together."""
+    if bad:
+        signal, error = bad[0]
+        logging.getLogger("memwarden.tell").error(
+            "%d alert(s) cannot be kept and are dropped, first %a of %a", len(bad), signal.title, signal.target,
+            exc_info=error,
+        )  # fmt: skip
+
+
 def adopt(
     outbox: Outbox, run_folder: str | None, *, own: str | None, now_unix_s: float, living: bool = False,
     patient: bool = True,
@@ -606,29 +702,40 @@ def adopt(
     The service does it for `living`; each signal counts once, whoever takes it. How many deliveries came of it. Raises
     StoreError, and then nothing is marked; nor is what only memory knows.
     """
-    made = 0
+    made, strange, dropped = 0, 0, []
     for path, post, signal in posted(run_folder, but=own):
         gone = signal is None or is_gone(signal.member) or now_unix_s - post.unix_s > STALE_S
         if not (living or gone):
             continue
-        if signal is not None:
-            made += outbox.take([signal], patient=patient)
-            if outbox.degraded:
+        if signal is None:
+            strange += 1
+        else:
+            found, bad = piecewise(lambda some: outbox.take(some, patient=patient), [signal])
+            made += sum(found)
+            dropped += bad
+            if outbox.degraded and not bad:
                 continue
         try:
             mark_taken(path, post)
         except BlackBoxError:
             continue
+    say_dropped(dropped)
+    if strange:
+        words = "%d slot(s) of black boxes held what is no alert of this version, and were emptied"
+        logging.getLogger("memwarden.tell").warning(words, strange)
     return made
 
 
 def posted(run_folder: str | None, *, but: str | None = None) -> Iterable[tuple[str, Post, Signal | None]]:
-    """What is in the slots of all boxes of a run folder but one: the path, the post, what it says if it can be read."""
+    """What is in the slots of all boxes of a run folder but one: the path, the post, what it says if it can be read.
+
+    In order: the oldest box first, for a process that began another one had the first before, and each as it was left.
+    """
     try:
         paths = find_boxes(run_folder) if run_folder is not None else []
     except OSError:
         return
-    for path in paths:
+    for path in reversed(paths):
         try:
             posts = read_posts(path) if path != but and os.path.getsize(path) > SIZE else ()
         except (OSError, BlackBoxError):

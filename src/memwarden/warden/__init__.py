@@ -25,6 +25,7 @@ from memwarden.judge.levels import GAP_S
 from memwarden.sense import Machine, SystemClock, identify, make_sensor
 from memwarden.sense.cgroup import find_cgroup
 from memwarden.units import MIB, format_bytes, format_ratio, parse_bytes, parse_duration
+from memwarden.wake import Wake
 from memwarden.warden.cleanup import Cleanup
 from memwarden.warden.hooks import follow, unfollow
 from memwarden.warden.messenger import Messenger, Subscriber, running_loop
@@ -128,7 +129,7 @@ class Warden:
         self._lock = threading.RLock()
         self._ticking = False
         self._thread: threading.Thread | None = None
-        self._wake = threading.Event()
+        self._wake = Wake()
         self._messenger: Messenger | None = None
         self._judge = Judge(self._lines(), gap_s=max(GAP_S, GAP_INTERVALS * self.config.interval_s))
         self._history = History(self.config.window_s)
@@ -338,7 +339,7 @@ class Warden:
             box.place(place.limit.bytes, place.limit.source, cgroup=folder, oom_kills=kills)
 
     def _start_thread(self) -> None:
-        self._wake = threading.Event()
+        self._wake = Wake()
         thread = self._thread = threading.Thread(target=self._run, name="memwarden", daemon=True)
         try:
             thread.start()
@@ -651,6 +652,8 @@ class Warden:
                 box.event(finding.unix_s, finding.monotonic_s, finding.kind, f"{finding.what}: {finding.text}")
         if not self._crew.pass_on(finding):
             self._speak(finding)
+        elif self._telling is not None:
+            self._telling.passed_on(finding)
 
     def _keep_leak(self, leak: Leak) -> None:
         """In the black box, where it stays however many events follow."""

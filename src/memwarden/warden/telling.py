@@ -99,6 +99,7 @@ class Telling:
         self._unsaid = False
         self._holders: list[tuple[str, int]] = []
         self._failed = False
+        self._passed_on: dict[str, Draft] = {}
         self.active = False
 
     # --- life -----------------------------------------------------------------------------------------------------
@@ -132,11 +133,10 @@ class Telling:
         """Say of what stands that it is not watched any more, deliver for at most so long, and end."""
         if not self.active:
             return
-        verdict = self._verdict
-        if verdict is not None and not self._unsaid:
-            for change in self._rules.standing():
-                draft = of_change(change, verdict, {})
-                self._tell(draft.replace(what="cleared", level=Level.NORMAL, text=why))
+        for draft in tuple(self._passed_on.values()):
+            self._tell(draft.replace(what="cleared", level=Level.NORMAL, text=why))
+        if self.teller.end_standing(why) and not self.teller.running:
+            self.start()
         self.active = False
         self.teller.stop(patience_s=patience_s)
 
@@ -169,7 +169,17 @@ class Telling:
         draft = of_finding(finding, {})
         if draft is not None:
             whose = None if finding.pid == os.getpid() else member_with(finding.pid)
+            if whose is None:
+                self._passed_on.pop(draft.kind, None)
             self._tell(draft, member=whose)
+
+    def passed_on(self, finding: Finding) -> None:
+        """A finding about this process that another one tells; that it is over is ours to say when we are stopped."""
+        draft = of_finding(finding, {})
+        if draft is not None and draft.what == "raised":
+            self._passed_on[draft.kind] = draft
+        elif draft is not None:
+            self._passed_on.pop(draft.kind, None)
 
     def acted(self, outcomes: Sequence[Outcome], level: Level) -> None:
         """What was done by itself."""

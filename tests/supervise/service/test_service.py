@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sqlite3
 import stat
@@ -358,6 +359,18 @@ def test_one_service_per_folder(tmp_path: Path) -> None:
     assert stat.S_IMODE(os.stat(tmp_path / "service.lock").st_mode) == 0o600
     lock.close()
     Lock(str(tmp_path)).close()
+
+
+def test_a_full_disk_keeps_no_service_from_its_lock(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # as a full disk: nothing more can be written
+    try:
+        lock = Lock(str(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with pytest.raises(StoreError, match=r"a service runs already \(pid unknown\)"):
+        Lock(str(tmp_path))
+    lock.close()
 
 
 def test_it_waits_between_rounds_and_knows_no_haste(scene: Scene) -> None:

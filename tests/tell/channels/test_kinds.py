@@ -17,7 +17,8 @@ from memwarden.errors import DeliveryError
 from memwarden.facts import Level
 from memwarden.tell.channels.pagerduty import dedup_key
 from memwarden.tell.channels.slack import _cut_escaped
-from memwarden.tell.channels.template import escape_slack
+from memwarden.tell.channels.template import describe, escape_slack, iso_time
+from memwarden.tell.signals import ONCE
 from memwarden.testing import FakeClock
 from tests.tell.channels.conftest import notice
 from tests.tell.channels.receivers import OK, Receiver, answer
@@ -219,6 +220,29 @@ def test_after_a_restart_nothing_stays_on(receiver: Callable[..., Receiver], mak
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("value", [10**400, 10**5000, -(10**400), 1e299, float("inf"), -1], ids=range(6))
+@pytest.mark.parametrize("name", ["a", "a_bytes", "a_s", "a_ratio", "a_percent", "a_unix_s", "a_bytes_per_minute"])
+def test_every_figure_has_words(name: str, value: float) -> None:
+    ((_, words),) = describe({name: value})
+    assert words
+
+
+@pytest.mark.parametrize(
+    ("kind", "details", "minutes"),
+    [
+        ("spike", {}, 10), ("collections", {}, 10), ("custom", {ONCE: True}, 10), ("custom", {}, 1440),
+        ("high_usage", {ONCE: "yes"}, 1440),
+    ],
+)  # fmt: skip
+def test_what_happened_once_is_shown_for_ten_minutes(
+    kind: str, details: dict[str, Any], minutes: int, receiver: Callable[..., Receiver], make: Callable[..., Channel]
+) -> None:
+    server, clock = receiver(), FakeClock()
+    make("alertmanager", url=server.url, clock=clock).send([notice(kind=kind, details=details)], timeout_s=PATIENT_S)
+    (alert,) = posted(server)[0]
+    assert alert["endsAt"] == iso_time(clock.wall() + minutes * 60)
+
+
 def test_what_is_no_alertmanager_is_found(receiver: Callable[..., Receiver], make: Callable[..., Channel]) -> None:
     with pytest.raises(DeliveryError, match="is no Alertmanager"):
         make("alertmanager", url=receiver().url).warm_up()
@@ -320,6 +344,20 @@ def test_a_command_that_is_none_is_found(command: Any, make: Callable[..., Chann
     with pytest.raises(DeliveryError) as caught:
         channel.send([notice()], timeout_s=PATIENT_S)
     assert not caught.value.recoverable
+
+
+def test_a_command_is_named_from_the_folder_of_the_settings_wherever_the_process_is(
+    make: Callable[..., Channel], tmp_path: Path
+) -> None:
+    page = tmp_path / "bin" / "page"
+    page.parent.mkdir()
+    page.write_text("#!/bin/sh\npwd > $1\n")
+    page.chmod(0o755)
+    for name in ("./bin/page", "bin/page"):
+        channel = make("command", command=[name, str(tmp_path / "out")])
+        assert channel.check() == ()
+        channel.send([notice()], timeout_s=PATIENT_S)
+        assert (tmp_path / "out").read_text() == "/\n"
 
 
 def test_no_shell_reads_a_command(make: Callable[..., Channel], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from memwarden.errors import DeliveryError
 from memwarden.tell.channels.posting import LONGEST_RETRY_S, as_json, retry_after
-from memwarden.tell.channels.webhook import SIGNATURE, TIMESTAMP, sign, verify
+from memwarden.tell.channels.webhook import SIGNATURE, TIMESTAMP, WebhookChannel, sign, verify
 from memwarden.tell.channels.wire import MOST_RECEIVED, Deadline, Endpoint
 from memwarden.testing import FakeClock
 from tests.tell.channels.conftest import notice
@@ -131,6 +131,34 @@ def test_an_endless_body_does_not_make_a_yes_a_no(
     server.answers[:] = [OK]
     channel.send([notice(2)], timeout_s=PATIENT_S)
     assert len(server.requests) == 2
+
+
+class Late:
+    """A socket over which the time passes once something came."""
+
+    def __init__(self, sock: socket.socket, clock: FakeClock) -> None:
+        self._sock, self._clock = sock, clock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def recv_into(self, buffer: Any) -> int:
+        count = self._sock.recv_into(buffer)
+        self._clock.advance(2 * PATIENT_S)
+        return count
+
+
+def test_an_answer_that_comes_with_the_last_of_the_time_is_one(
+    receiver: Callable[..., Receiver], make: Callable[..., Channel]
+) -> None:
+    clock = FakeClock()
+    channel = make("webhook", url=receiver().url, clock=clock)
+    assert isinstance(channel, WebhookChannel)
+    channel.warm_up()
+    sock = channel.poster._sock
+    assert sock is not None
+    sock.sock = Late(sock.sock, clock)  # type: ignore[assignment]  # as one
+    channel.send([notice()], timeout_s=PATIENT_S)
 
 
 def test_headers_without_end_are_refused(receiver: Callable[..., Receiver], make: Callable[..., Channel]) -> None:

@@ -19,7 +19,7 @@ from memwarden.errors import ConfigError, DeliveryError
 from memwarden.facts import Level
 from memwarden.tell.channels import KINDS, Configured, build, options_of, problems
 from memwarden.tell.channels.secret import Redactor, Secret, place_of
-from memwarden.tell.channels.settings import COMMON, parse_level
+from memwarden.tell.channels.settings import COMMON, Option, parse_level
 from tests.tell.channels.conftest import WHERE, notice
 
 if TYPE_CHECKING:
@@ -117,6 +117,22 @@ def test_a_secret_that_is_not_there_is_one_clear_line(line: str, words: str, tmp
     assert "\n" not in problem
 
 
+SECRETS = [(kind, option) for kind in KINDS if kind != "apprise" for option in options_of(kind) if option.secret]
+
+
+@pytest.mark.parametrize(("kind", "option"), SECRETS, ids=lambda each: getattr(each, "name", each))
+@pytest.mark.parametrize("spoilt", ["{}\nnext line", "{}\u200b", "\x07{}", "{}\t{}"])
+def test_no_part_of_a_secret_that_cannot_be_read_is_quoted(kind: str, option: Option, spoilt: str) -> None:
+    secret = "".join(f"S3cr3t{number}" for number in range(30))
+    environ = {"K": spoilt.format(secret, secret)}
+    toml = f'[x]\nkind = "{kind}"\n{option.name}_env = "K"'
+    written = f'[x]\nkind = "{kind}"\n{option.name} = ["{secret}", 7]'
+    for (found,) in (built(toml, environ=environ), built(written)):
+        problems = found.channel.check()
+        assert problems
+        assert "S3cr3t" not in "".join(problems)
+
+
 @pytest.mark.parametrize(
     ("toml", "words"),
     [
@@ -134,7 +150,7 @@ def test_a_secret_that_is_not_there_is_one_clear_line(line: str, words: str, tmp
         ('kind = "slack"\nurl = "https://x:99999/y"', "url: is no address"),
         ('kind = "slack"\nurl = "https://user:pw@x/y"', "url: has a login in it"),
         ('kind = "slack"\nurl = "https://x/y z"', "url: has a character that no address has"),
-        ('kind = "slack"\nurl = 7', "url: 7 is no text in one line"),
+        ('kind = "slack"\nurl = 7', "url: is no text in one line"),
         ('kind = "log"\nmin_level = "loud"', "min_level: 'loud' is no level"),
         ('kind = "log"\nthrottle = "soon"', "throttle: "),
         ('kind = "log"\ntimeout = 0', "timeout: 0 is no time-out"),

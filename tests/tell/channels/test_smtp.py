@@ -252,6 +252,9 @@ def test_a_server_that_misbehaves_is_given_up(
         ({"host": "mail.example.org/x"}, {}, "is no host"),
         ({"username": "a"}, {}, "belong together"),
         ({"host": "mail.example.org", "username": "a"}, {"password": "b"}, "in the clear"),
+        ({"host": "localhost.example.org", "username": "a"}, {"password": "b"}, "in the clear"),
+        ({"host": "127.evil.example", "username": "a"}, {"password": "b"}, "in the clear"),
+        ({"host": "::1:2", "username": "a"}, {"password": "b"}, "in the clear"),
         ({"password": "hunter2"}, {}, "is a secret, and is not read from here; write password_env or password_file"),
         ({"security": "tls", "ca_file": "absent.pem"}, {}, "ca_file"),
     ],
@@ -263,3 +266,9 @@ def test_settings_that_cannot_be_used_are_found(
     assert words in problem
     assert "hunter2" not in problem
     assert "\n" not in problem
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "127.0.0.1", "127.9.8.7", "::1", "[::1]"])
+def test_a_password_may_go_to_this_machine_in_the_clear(host: str, make: Callable[..., Channel]) -> None:
+    channel = make("smtp", secrets={"password": "b"}, **{**table(25), "host": host, "username": "a"})
+    assert channel.check() == ()

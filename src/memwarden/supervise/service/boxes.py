@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import contextmanager
 
 from memwarden.blackbox import TickReader, find_boxes, read_box
-from memwarden.errors import BlackBoxError
+from memwarden.errors import BlackBoxError, MemwardenError
 from memwarden.supervise.autopsy import examine
 from memwarden.tell.members import is_gone, member_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from memwarden.ports import Clock, Machine
     from memwarden.supervise.autopsy import Autopsy
@@ -40,6 +41,7 @@ class _Watched:
     def __init__(self, reader: TickReader) -> None:
         self.reader = reader
         self.life: Life | None = None
+        self.file: object = None  # of the history, which that life is in
         self.gone_s: float | None = None  # since when its process is gone, monotonic
 
     @property
@@ -128,21 +130,35 @@ class Boxes:
         """Add what is new to the history. Raises StoreError; what was not added then comes the next time."""
         if history is not None:
             for path, each in self._watched.items():
-                self._fold(history, os.path.basename(path), each)
+                with self._apart(path):
+                    self._fold(history, path, each)
 
     def see_to_ends(self, history: History | None) -> None:
         """Have the deaths told that were not. Raises what `on_end` raises, and StoreError."""
         for path, each in tuple(self._watched.items()):
             if each.gone_s is not None and path in self._watched:
-                self._see_to_end(history, path, each)
+                with self._apart(path, ends=True):
+                    self._see_to_end(history, path, each)
 
-    def _fold(self, history: History, name: str, each: _Watched) -> None:
+    @contextmanager
+    def _apart(self, path: str, *, ends: bool = False) -> Iterator[None]:
+        """What nobody foresaw of one box (it may be made up) is said once, and keeps nobody from the others."""
+        try:
+            yield
+        except (MemwardenError, OSError, MemoryError):
+            raise
+        except Exception as error:  # noqa: BLE001  whatever it is, the others go on
+            self._complain(path, f"{path}: cannot be followed: {error!r}")
+            if ends:
+                self._finish(path)
+
+    def _fold(self, history: History, path: str, each: _Watched) -> None:
         reader = each.reader
-        if each.life is None:
-            each.life = history.life(
-                name, kind=reader.kind, pid=reader.pid, start_ticks=reader.start_ticks,
+        if each.life is None or each.file is not history.file:
+            each.life, each.file = history.life(
+                os.path.basename(path), kind=reader.kind, pid=reader.pid, start_ticks=reader.start_ticks,
                 start_unix_s=reader.start_unix_s, argv=reader.argv,
-            )  # fmt: skip
+            ), history.file  # fmt: skip
             reader.last, reader.lost = each.life.last, each.life.lost
         before, lost = reader.last, reader.lost
         try:
@@ -152,11 +168,13 @@ class Boxes:
             return
         if not ticks and reader.lost == lost:
             return
+        known = False
         try:
-            history.fold(each.life.id, ticks, lost=reader.lost)
-        except BaseException:
-            reader.last, reader.lost = before, lost  # nothing was added: read again
-            raise
+            known = history.fold(each.life.id, ticks, lost=reader.lost)
+        finally:
+            if not known:
+                reader.last, reader.lost = before, lost  # nothing was added: read again
+                each.life = None
 
     def _see_to_end(self, history: History | None, path: str, each: _Watched) -> None:
         if each.life is not None and each.life.told:
@@ -175,7 +193,7 @@ class Boxes:
             if other.identity != each.identity:
                 continue
             if history is not None:
-                self._fold(history, os.path.basename(other_path), other)
+                self._fold(history, other_path, other)
                 if other.life is not None:
                     history.end(other.life.id, autopsy.verdict, told=True)
             self._finish(other_path)

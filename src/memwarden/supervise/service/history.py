@@ -184,6 +184,7 @@ class History:
         self.path = os.path.join(folder, FILE_NAME)
         self._clock, self._most_bytes, self._reads = clock, most_bytes, not repair
         self._log = logging.getLogger(_LOG)
+        self.file = object()  # another one whenever another file is begun: what was known of lives is of the one before
         self._refuse_network(folder, mounts)
         try:
             self._db = self._open()
@@ -290,6 +291,7 @@ class History:
             return False
         self._db.close()
         self._move_aside(cause)
+        self.file = object()
         try:
             self._db = self._open()
         except sqlite3.Error as again:
@@ -340,15 +342,16 @@ class History:
 
     def fold(
         self, life: int, ticks: Sequence[tuple[int, float, int | None, int | None, int | None, int]], *, lost: int = 0
-    ) -> None:
+    ) -> bool:
         """Add ticks of one life to every tier. Those up to the last one that was added before are left out.
 
-        `lost` is how many are known to be lost of that life by now. Raises StoreError, and then nothing was added.
+        `lost` is how many are known to be lost of that life by now. False where that life is not on record (any more),
+        and then nothing was added. Raises StoreError, and then nothing was added either.
         """
         with self._transaction() as db:
             row = db.execute("SELECT last FROM lives WHERE id = ?", (life,)).fetchone()
             if row is None:
-                return
+                return False
             fresh = [tick for tick in ticks if tick[0] > row[0]]
             for tier in TIERS:
                 buckets = fold(fresh, tier.step_s)
@@ -360,6 +363,7 @@ class History:
                 "UPDATE lives SET last = ?, lost = max(lost, ?), seen_unix_s = max(seen_unix_s, ?) WHERE id = ?",
                 (last, lost, max((tick[1] for tick in fresh), default=0.0), life),
             )
+        return True
 
     def end(self, life: int, verdict: str, *, told: bool) -> None:
         """How it ended, and whether that was told or needs no telling. Raises StoreError."""

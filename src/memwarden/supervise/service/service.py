@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+from contextlib import suppress
 
 from memwarden.clock import SystemClock
 from memwarden.errors import MemwardenError, StoreError
@@ -23,7 +24,7 @@ from memwarden.supervise.service.machine import read_machine
 from memwarden.tell.members import is_gone, member_with
 from memwarden.tell.rules import Draft, LevelRules, of_change, of_death
 from memwarden.tell.sender import Teller, adopt, posted
-from memwarden.tell.signals import Signal, key_of
+from memwarden.tell.signals import Signal, key_of, settled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,13 +81,23 @@ class Lock:
             raise StoreError(f"cannot be made: {error.strerror}", where=path, mend="set MEMWARDEN_DIR") from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(self._fd, 20, 0).decode("ascii", "replace").strip() or "unknown"
+        except BlockingIOError as error:
+            holder = self._holder()
             os.close(self._fd)
             mend = "one is enough for a folder; set MEMWARDEN_DIR for another"
             raise StoreError(f"a service runs already (pid {holder})", where=folder, mend=mend) from error
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, str(os.getpid()).encode(), 0)
+        except OSError as error:
+            os.close(self._fd)
+            raise StoreError(f"cannot be locked: {error.strerror}", where=path, mend="set MEMWARDEN_DIR") from error
+        with suppress(OSError):  # a full disk: the pid is for whoever asks who has it, the lock holds without
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, str(os.getpid()).encode(), 0)
+
+    def _holder(self) -> str:
+        try:
+            return os.pread(self._fd, 20, 0).decode("ascii", "replace").strip() or "unknown"
+        except OSError:
+            return "unknown"
 
     def close(self) -> None:
         """Let it go."""
@@ -286,7 +297,7 @@ class Service:
             if not is_locked(error):
                 raise
             signals = [signal for _, _, signal in posted(self._run_folder) if signal is not None]
-            teller.go_past(outbox, sorted(signals, key=lambda signal: signal.unix_s))
+            teller.go_past(outbox, signals)
             now_s = self._clock.monotonic()
             self._locked_s = now_s if self._locked_s is None else self._locked_s
             if now_s - self._locked_s > BUSY_S:
@@ -313,12 +324,12 @@ class Service:
         target = self._teller.settings.service or command_name(autopsy.argv)
         # `memwarden alerts deliver`, which a supervisor starts, calls it the same: whoever comes first tells it.
         name = f"death-{autopsy.pid}-{int(autopsy.start_unix_s)}"
-        signal = Signal(
+        signal = settled(Signal(
             id=name, key=key_of(draft.kind, target),
             kind=draft.kind, what=draft.what, level=draft.level, title=draft.title, text=draft.text,
             unix_s=autopsy.ended_unix_s, target=target, host=self._host, member="autopsy",
             scope=draft.scope, details=draft.details,
-        )  # fmt: skip
+        ))  # fmt: skip
         try:
             made = outbox.take([signal], patient=False)
         except StoreError as error:

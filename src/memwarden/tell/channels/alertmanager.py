@@ -19,6 +19,7 @@ from memwarden.tell.channels.posting import HTTP_OPTIONS, PostingChannel, as_jso
 from memwarden.tell.channels.settings import Option, parse_text, parse_words
 from memwarden.tell.channels.template import clean, clean_line, describe, iso_time
 from memwarden.tell.channels.wire import Deadline
+from memwarden.tell.signals import MOMENTS, ONCE
 from memwarden.units import parse_duration
 
 TYPE_CHECKING = False
@@ -32,9 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["OPTIONS", "AlertmanagerChannel"]
 
-# Kinds that happened, and are no state that ends: they are shown for a while. Longer than Alertmanager's default
-# group_interval (5 min), so that they are notified of before they are over.
-_MOMENTS = frozenset({"spike", "oom_kill", "job_split", "action", "test"})
+# What happened, and is no state that ends, is shown for a while: longer than Alertmanager's default group_interval
+# (5 min), so that it is notified of before it is over.
 _MOMENT_S = 600.0
 _SEVERITIES = {
     Level.NORMAL: "info",
@@ -61,6 +61,10 @@ OPTIONS = (
     Option(name="labels", parse=_parse_labels, about="further labels, to route by", default={}),
     Option(name="runbook", parse=parse_text, about="a link for whoever is called"),
 )
+
+
+def _is_moment(notice: Notice) -> bool:
+    return notice.kind in MOMENTS or notice.details.get(ONCE) is True
 
 
 class AlertmanagerChannel(PostingChannel):
@@ -99,7 +103,7 @@ class AlertmanagerChannel(PostingChannel):
         before = self._on.get((notice.host, notice.key))
         if before is not None:
             return [before] if notice.what == "recovered" or before != notice.level else []
-        if notice.what in ("raised", "test") or notice.kind in _MOMENTS:
+        if notice.what in ("raised", "test") or _is_moment(notice):
             return []
         return [level for level in _SEVERITIES if notice.what == "recovered" or level != notice.level]
 
@@ -107,14 +111,14 @@ class AlertmanagerChannel(PostingChannel):
         """The level at which it is on now; nothing of what is over."""
         state = (notice.host, notice.key)
         self._on.pop(state, None)
-        if notice.what != "recovered" and notice.kind not in _MOMENTS:
+        if notice.what != "recovered" and not _is_moment(notice):
             self._on[state] = notice.level
             while len(self._on) > _MOST_STATES:
                 self._on.popitem(last=False)
 
     def _alert(self, notice: Notice, level: Level, now_s: float, *, lasts: bool) -> dict[str, Any]:
         start_s = min(notice.unix_s, now_s)
-        end_s = now_s + (_MOMENT_S if notice.kind in _MOMENTS else self.settings["expires"]) if lasts else now_s
+        end_s = now_s + (_MOMENT_S if _is_moment(notice) else self.settings["expires"]) if lasts else now_s
         labels = {
             **self.settings["labels"],
             "alertname": f"memwarden_{notice.kind}",

@@ -38,7 +38,7 @@ def _parse_urls(value: Any, *, where: str) -> tuple[Secret, ...]:
     found = value.split() if isinstance(value, str) else value
     if not isinstance(found, list) or not found:
         raise ConfigError("is no list of addresses", where=where, mend="write one address a line")
-    return tuple(Secret(parse_text(each, where=where)) for each in found)
+    return tuple(Secret(parse_text(each, where=where, shown=False)) for each in found)
 
 
 OPTIONS = (

@@ -65,6 +65,9 @@ class CommandChannel:
         self._clock: Clock = clock or SystemClock()
         names = (*_ALWAYS, *settings["environment"])
         self._environ = {name: settings.environ[name] for name in names if name in settings.environ}
+        name = settings["command"][0]
+        # It runs in another folder, and whoever made us may go to another one.
+        self._name = os.path.abspath(os.path.join(settings.folder, name)) if os.sep in name else name
 
     @property
     def destination(self) -> tuple[object, ...]:
@@ -79,8 +82,8 @@ class CommandChannel:
         return (str(ConfigError(what, where=self._settings.where, mend="name one by its path")),)
 
     def _program(self) -> str | None:
-        found: str | None = shutil.which(self._settings["command"][0], path=self._environ.get("PATH"))
-        return found
+        found: str | None = shutil.which(self._name, path=self._environ.get("PATH"))
+        return found and os.path.abspath(found)
 
     def warm_up(self) -> None:
         """See that the program is there; it is not run. Raises DeliveryError."""

@@ -53,7 +53,7 @@ _STALE = (
 
 def parse_url(value: Any, *, where: str) -> Secret:
     """An http or https address, kept as a secret since most carry a token. Raises ConfigError without quoting it."""
-    text = parse_text(value, where=where)
+    text = parse_text(value, where=where, shown=False)
     mend = "write https://host/path"
     if not text.isascii() or " " in text or "\\" in text:
         raise ConfigError("has a character that no address has", where=where, mend=mend)
@@ -224,8 +224,8 @@ class Poster:
         response = connection.getresponse()
         after = response.getheader("Retry-After")
         # Whether it was taken is known by now: a body that does not end must not make it a failure, nor take long.
-        sock.deadline = Deadline(self._clock, min(_BODY_S, deadline.left()))
         try:
+            sock.deadline = Deadline(self._clock, min(_BODY_S, deadline.left()))
             raw = response.read(_KEPT_BYTES)
         except (OSError, http.client.HTTPException):
             raw = b""

@@ -210,18 +210,19 @@ def _nearest(key: str, known: Iterable[str]) -> str:
 # --- parsers ---------------------------------------------------------------------------------------------------------
 
 
-def parse_text(value: Any, *, where: str) -> str:
-    """Text in one line, not empty."""
+def parse_text(value: Any, *, where: str, shown: bool = True) -> str:
+    """Text in one line, not empty. The complaint about what is secret (not `shown`) quotes no part of it."""
     if isinstance(value, str) and not value.strip():
         raise ConfigError("is empty", where=where, mend="write something, or leave it out")
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise ConfigError(f"{_show(value)} is no text in one line", where=where, mend="write it in quotes")
+        what = f"{_show(value)} is no text in one line" if shown else "is no text in one line"
+        raise ConfigError(what, where=where, mend="write it in quotes" if shown else "write one line, without others")
     return value.strip()
 
 
 def parse_secret(value: Any, *, where: str) -> Secret:
     """A secret in one line."""
-    return Secret(parse_text(value, where=where))
+    return Secret(parse_text(value, where=where, shown=False))
 
 
 def parse_texts(value: Any, *, where: str) -> tuple[str, ...]:

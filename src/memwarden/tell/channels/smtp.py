@@ -39,7 +39,6 @@ __all__ = ["OPTIONS", "SmtpChannel"]
 
 # RFC 8314: 465 is TLS from the first byte, 587 submission; 25 is what relays within a network use.
 _PORTS = {"starttls": 587, "tls": 465, "none": 25}
-_LOOPBACK = ("localhost", "127.", "::1")
 _SHOWN = 200
 _QUIT_S = 2.0
 
@@ -111,7 +110,7 @@ class SmtpChannel:
         if (settings["username"] is None) != (settings["password"] is None):
             self._complain("username and password belong together", "write both, or neither")
         if settings["security"] == "none":
-            if settings["password"] is not None and not self._host.startswith(_LOOPBACK):
+            if settings["password"] is not None and not _is_loopback(self._host):
                 self._complain("the password would travel in the clear", 'write security = "starttls" or "tls"')
             return
         path = settings.path("ca_file") if settings["ca_file"] is not None else None
@@ -262,6 +261,18 @@ class SmtpChannel:
             return DeliveryError(redact(what), where=where, mend="correct security or the login", recoverable=False)
         text = clean_line(str(error))[:_SHOWN]
         return DeliveryError(redact(f"{self._place} broke off ({text or type(error).__name__})"), where=where)
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether it is this machine by its name or address; a name that only begins like one is anybody's."""
+    if host.lower() == "localhost":
+        return True
+    for family, prefix in ((socket.AF_INET, b"\x7f"), (socket.AF_INET6, bytes(15) + b"\1")):
+        try:
+            return socket.inet_pton(family, host).startswith(prefix)
+        except OSError:
+            continue
+    return False
 
 
 class _Client(smtplib.SMTP):

@@ -194,8 +194,8 @@ def _value(key: str, value: Any) -> str:
     if isinstance(value, (int, float)):
         for suffix, words in sorted(_UNITS, key=lambda pair: -len(pair[0])):
             if key.endswith(suffix):
-                return words(value)
-        return f"{value:g}" if isinstance(value, float) else str(value)
+                return _figure(value, words)
+        return _figure(value, "{:g}".format if isinstance(value, float) else str)
     if isinstance(value, (list, tuple)):
         text = "; ".join(_value("", each) for each in value)
     elif isinstance(value, dict):
@@ -204,6 +204,13 @@ def _value(key: str, value: Any) -> str:
         text = "" if value is None else str(value)
     text = clean(text)
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+
+
+def _figure(value: float, words: Callable[[Any], str]) -> str:
+    try:
+        return words(value)
+    except (OverflowError, ValueError):  # beyond what a float holds, or what Python writes out
+        return "too large"
 
 
 def document(notice: Notice) -> dict[str, Any]:
