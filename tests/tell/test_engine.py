@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from memwarden.errors import ConfigError
 from memwarden.facts import Level
 from memwarden.tell.engine import REASONS, Incident, parse_matcher
+from memwarden.tell.outbox import Outbox
 from memwarden.tell.rules import LevelRules
+from memwarden.tell.settings import AlertSettings, Maintenance, Policy
 
 from .conftest import Desk, settings_of
 
@@ -328,6 +330,56 @@ def test_what_becomes_worse_than_what_was_acknowledged_is_told_and_escalates_on(
     assert desk.whats("ops") == ["raised", "changed"]
     desk.pass_s(30)
     assert desk.whats("level1") == ["escalated"]
+
+
+def test_one_that_is_over_and_watched_may_be_acknowledged_and_its_end_is_told(desk: Desk) -> None:
+    for _ in range(2):
+        desk.say("raised", 1)
+        desk.pass_s(MIN)
+        desk.say("cleared", 0)
+        desk.pass_s(20 * MIN)
+    desk.outbox.acknowledge("high_usage:shop", "alice")
+    desk.pass_s(5 * HOUR, step_s=600)
+    assert (desk.whats("chat")[-1], desk.outbox.incidents()) == ("recovered", [])
+
+
+def test_who_acknowledges_need_not_know_the_channels(make_desk: Callable[..., Desk]) -> None:
+    desk = make_desk()
+    window = Maintenance(name="deploy", start_unix_s=desk.start, end_unix_s=desk.start + HOUR)
+    desk.settings = desk.settings.replace(policy=desk.settings.policy.replace(maintenance=(window,)))
+    desk.restart()
+    desk.say("raised", 2)
+    elsewhere = Outbox(AlertSettings(policy=Policy()), folder=desk.folder, clock=desk.clock)
+    elsewhere.acknowledge("high_usage:shop", "alice")
+    elsewhere.close()
+    desk.pass_s(2 * HOUR)
+    assert desk.whats("chat") == ["raised"]
+
+
+def test_what_is_over_and_only_watched_holds_nothing_back(desk: Desk) -> None:
+    for _ in range(2):
+        desk.say("raised", 3)
+        desk.pass_s(MIN)
+        desk.say("cleared", 0)
+        desk.pass_s(20 * MIN)
+    assert [each.key for each in desk.outbox.incidents()] == ["high_usage:shop"]
+    desk.say("raised", 1, kind="leak")
+    assert desk.got["chat"][-1][1].kind == "leak"
+
+
+def test_what_one_channel_heard_another_hears_of_when_its_rest_is_over(make_desk: Callable[..., Desk]) -> None:
+    desk = make_desk(channels={"log": {"kind": "log"}, "chat": {"kind": "slack", "throttle": "5m"}})
+    policy = desk.settings.policy
+    uses = {**policy.channels, "log": policy.channels["log"].replace(throttle_s=0.0)}
+    desk.settings = desk.settings.replace(policy=policy.replace(channels=uses))
+    desk.restart()
+    for words in ("first", "second", "third"):
+        desk.say("seen", 3, kind="oom_kill", text=words)
+        desk.pass_s(MIN)
+    desk.pass_s(HOUR)
+    assert [notice.text for _, notice in desk.got["log"]] == ["first", "second", "third"]
+    assert [notice.text for _, notice in desk.got["chat"]] == ["first", "third (and 1 more since the last notice)"]
+    assert desk.times("chat")[-1][0] == 5 * MIN
 
 
 def test_a_resolved_one_is_over_and_raised_again_if_it_is_not(desk: Desk) -> None:

@@ -428,3 +428,8 @@ def test_the_reasons_are_in_the_log_for_whoever_asks(desk: Desk, caplog: pytest.
     caplog.set_level(logging.DEBUG, "memwarden.tell")
     desk.say("raised", 2)
     assert "high_usage:shop began: {'mail': 'new', 'chat': 'new', 'lead': 'tier'}" in caplog.text
+
+
+def test_asking_whether_a_store_is_sound_makes_none(tmp_path: Path) -> None:
+    assert not rooms._is_sound(str(tmp_path / FILE_NAME))
+    assert os.listdir(tmp_path) == []

@@ -69,7 +69,7 @@ class Incident(Fact):
     `raised_unix_s`. `channels` says of each channel when it last heard of this key, at what level, in which episode.
     `heard_unix_s` is when anybody last said that it lasts, `over_unix_s` since when nobody is in it; it is `open` until
     that is told. `steps` of the escalation were told since `bad_unix_s`. `untold` counts what happened and was not told
-    one by one.
+    one by one, for each channel.
     """
 
     key: str
@@ -100,7 +100,7 @@ class Incident(Fact):
     peak_bytes: int | None = None
     peak_ratio: float | None = None
     actions: tuple[str, ...] = ()
-    untold: int = 0
+    untold: Mapping[str, int] = {}
     told: int = 0
     held: str = ""
     heard_unix_s: float = 0.0
@@ -227,11 +227,16 @@ def wake(incident: Incident, scene: Scene) -> Step:
 
 
 def acknowledge(incident: Incident, by: str, scene: Scene) -> Step:
-    """Somebody deals with it: the escalation and reminders end, until it becomes worse or begins anew."""
+    """Somebody deals with it: the escalation and reminders end, until it becomes worse or begins anew.
+
+    Nobody is told by it, for whoever says so may not know the channels; who does looks at the state again at once.
+    """
     if not incident.open or incident.once:
         return Step(incident=incident)
-    known = incident.replace(acked_unix_s=scene.now, acked_by=by, acked_level=int(incident.level))
-    return _consider(known, scene, "acknowledged")
+    known = incident.replace(
+        acked_unix_s=scene.now, acked_by=by, acked_level=int(incident.level), wake_unix_s=scene.now
+    )  # fmt: skip
+    return Step(incident=known, news="acknowledged")
 
 
 def resolve(incident: Incident, by: str, scene: Scene) -> Step:
@@ -516,42 +521,53 @@ def _summarise(incident: Incident, scene: Scene) -> Step:
 
 
 def _tell_once(incident: Incident, scene: Scene, news: str) -> Step:
-    reason, until = _why_held(incident, scene)
-    names: list[str] = []
-    decisions: list[Decision] = []
-    wakes: list[float] = []
-    if reason:
-        decisions.append(Decision(channel="", told=False, reason=reason))
-        wakes.append(until)
-    for name, use in scene.policy.channels.items() if not reason else ():
-        last = incident.channels.get(name)
-        if use.tier:
-            why = "tier"
-        elif incident.level < use.level:
-            why = "level"
-        elif last is None or incident.level > last[1]:
-            why = ""
-        elif scene.now < last[0] + use.throttle_s:
-            why = "throttled"
-            wakes.append(last[0] + use.throttle_s)
-        else:
-            why = ""
-        reason_told = "summary" if incident.untold else "new"
-        decisions.append(Decision(channel=name, told=not why, reason=why or reason_told))
+    """Each channel for itself: what one has heard another may have to hear of later, and of how many there were."""
+    held, until = _why_held(incident, scene)
+    untold = _count_untold(incident, scene, 1 if news else 0)
+    decisions = [Decision(channel="", told=False, reason=held)] if held else []
+    wakes = [until] if held else []
+    groups: dict[int, list[str]] = {}
+    for name, use in scene.policy.channels.items() if not held else ():
+        why, again = _why_not_once(incident, use, untold.get(name, 0), scene)
+        told_as = "new" if news and untold.get(name) == 1 else "summary"
+        decisions.append(Decision(channel=name, told=not why, reason=why or told_as))
         if not why:
-            names.append(name)
-    if not names:
-        more = incident.untold + (1 if news else 0)
-        wake_at = min((at for at in wakes if at > scene.now), default=None)
-        return Step(incident=incident.replace(untold=more, wake_unix_s=wake_at), decisions=tuple(decisions), news=news)
-    untold = incident.untold - (0 if news else 1)  # the one whose words these are is not one of the others
-    text = incident.text + (f" (and {untold} more since the last notice)" if untold > 0 else "")
-    incident = incident.replace(episode=incident.episode + 1, untold=0, wake_unix_s=None)
-    incident, told = _tell(
-        incident, "raised", names, scene, title=incident.title, text=text, details=dict(incident.details),
-        urgent=incident.level is Level.EMERGENCY, level=incident.level,
-    )  # fmt: skip
-    return Step(incident=incident, tells=(told,), decisions=tuple(decisions), news=news)
+            groups.setdefault(untold.pop(name), []).append(name)
+        elif again is not None:
+            wakes.append(again)
+    wake_at = min((at for at in wakes if at > scene.now), default=None)
+    episode = incident.episode + 1 if groups else incident.episode
+    incident = incident.replace(untold=untold, wake_unix_s=wake_at, episode=episode)
+    tells = []
+    for count, names in groups.items():  # the one whose words these are is not one of the others
+        more = f" (and {count - 1} more since the last notice)" if count > 1 else ""
+        incident, told = _tell(
+            incident, "raised", names, scene, title=incident.title, text=incident.text + more,
+            details=dict(incident.details), urgent=incident.level is Level.EMERGENCY, level=incident.level,
+        )  # fmt: skip
+        tells.append(told)
+    return Step(incident=incident, tells=tuple(tells), decisions=tuple(decisions), news=news)
+
+
+def _count_untold(incident: Incident, scene: Scene, more: int) -> dict[str, int]:
+    """How many each channel has not heard of, with this one where it is to hear of it."""
+    found: dict[str, int] = {}
+    for name, use in scene.policy.channels.items():
+        hears = not use.tier and incident.level >= use.level
+        count = incident.untold.get(name, 0) + (more if hears else 0)
+        if count:
+            found[name] = count
+    return found
+
+
+def _why_not_once(incident: Incident, use: ChannelUse, untold: int, scene: Scene) -> tuple[str, float | None]:
+    """Why a channel does not hear of what happened now ("" where it does), and when to look again."""
+    last = incident.channels.get(use.name)
+    if not untold:
+        return "tier" if use.tier else "level" if incident.level < use.level else "told", None
+    if last is not None and incident.level <= last[1] and scene.now < last[0] + use.throttle_s:
+        return "throttled", last[0] + use.throttle_s
+    return "", None
 
 
 def note_action(incident: Incident, words: str) -> Incident:

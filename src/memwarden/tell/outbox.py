@@ -28,6 +28,7 @@ import logging
 import os
 import sqlite3
 from binascii import hexlify
+from urllib.parse import quote
 
 from memwarden.errors import StoreError
 from memwarden.facts import Alert, Fact, Level, Notice
@@ -200,7 +201,7 @@ class Outbox:
             raise error
         try:
             path = os.path.join(folder, FILE_NAME)
-            if _is_sound(path):
+            if not os.path.exists(path) or _is_sound(path):
                 return ""
             to = f"{path}.damaged-{int(self._clock.wall() * 1000)}"
             for end in ("", "-wal", "-shm"):
@@ -843,10 +844,15 @@ def _save(db: sqlite3.Connection, incident: Incident) -> None:
         "excluded.scope, level = excluded.level, open = excluded.open, wake_unix_s = excluded.wake_unix_s, "
         "changed_unix_s = excluded.changed_unix_s, state = excluded.state",
         (
-            incident.key, incident.kind, incident.target, incident.scope, int(incident.level), int(incident.open),
+            incident.key, incident.kind, incident.target, incident.scope, _counts_as(incident), int(incident.open),
             incident.wake_unix_s, incident.changed_unix_s, json.dumps(values, separators=(",", ":")),
         ),
     )  # fmt: skip
+
+
+def _counts_as(incident: Incident) -> int:
+    """The level at which it holds back others: one that is over, and only watched, is none."""
+    return int(incident.level if incident.over_unix_s is None else Level.NORMAL)
 
 
 def _load(db: sqlite3.Connection, key: str) -> Incident | None:
@@ -859,6 +865,8 @@ def _incident(text: str) -> Incident:
     values["level"], values["top"] = Level(values["level"]), Level(values["top"])
     values["channels"] = {name: tuple(each) for name, each in values["channels"].items()}
     values["actions"] = tuple(values["actions"])
+    if not isinstance(values.get("untold"), dict):  # one number for all channels, once
+        values["untold"] = {}
     return Incident(**values)
 
 
@@ -923,7 +931,7 @@ def _is_damage(error: BaseException) -> bool:
 
 def _is_sound(path: str) -> bool:
     try:
-        db = sqlite3.connect(path, timeout=1.0)
+        db = sqlite3.connect(f"file:{quote(path)}?mode=rw", uri=True, timeout=1.0)  # it must not make one
         try:
             return bool(db.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok")
         finally:
