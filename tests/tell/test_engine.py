@@ -311,8 +311,7 @@ def test_it_stops_on_acknowledge_on_recovery_and_below_its_level(make_desk: Call
     desk.say("raised", 2)
     desk.pass_s(6 * MIN)
     if how == "acknowledged":
-        found = desk.outbox.acknowledge("high_usage:shop", "alice")
-        assert found is not None
+        (found,) = desk.outbox.acknowledge("high_usage:shop", "alice")
         assert (found.acked_by, desk.outbox.incidents()[0].acked_by) == ("alice", "alice")
     else:
         desk.say("cleared" if how == "over" else "raised", 0 if how == "over" else 1)
@@ -384,11 +383,11 @@ def test_what_one_channel_heard_another_hears_of_when_its_rest_is_over(make_desk
 
 def test_a_resolved_one_is_over_and_raised_again_if_it_is_not(desk: Desk) -> None:
     desk.say("raised", 2)
-    assert desk.outbox.resolve("high_usage:shop", "alice") is not None
+    assert len(desk.outbox.resolve("high_usage:shop", "alice")) == 1
     desk.deliver()
     assert "resolved by alice" in desk.got["chat"][-1][1].text
-    assert desk.outbox.resolve("high_usage:shop", "alice") is None
-    assert desk.outbox.acknowledge("nothing", "alice") is None
+    assert desk.outbox.resolve("high_usage:shop", "alice") == ()
+    assert desk.outbox.acknowledge("nothing", "alice") == ()
     desk.say("raised", 2)
     desk.pass_s(11 * MIN)
     assert desk.whats("chat") == ["raised", "recovered", "raised"]

@@ -69,7 +69,7 @@ class Incident(Fact):
     `raised_unix_s`. `channels` says of each channel when it last heard of this key, at what level, in which episode.
     `heard_unix_s` is when anybody last said that it lasts, `over_unix_s` since when nobody is in it; it is `open` until
     that is told. `steps` of the escalation were told since `bad_unix_s`. `untold` counts what happened and was not told
-    one by one, for each channel.
+    one by one, for each channel. `origin` is whose it is.
     """
 
     key: str
@@ -104,6 +104,7 @@ class Incident(Fact):
     told: int = 0
     held: str = ""
     heard_unix_s: float = 0.0
+    origin: str = ""
     details: Mapping[str, Any] = {}
     wake_unix_s: float | None = None
 
@@ -239,12 +240,15 @@ def acknowledge(incident: Incident, by: str, scene: Scene) -> Step:
     return Step(incident=known, news="acknowledged")
 
 
-def resolve(incident: Incident, by: str, scene: Scene) -> Step:
-    """Somebody says that it is over. It is raised again if it is not."""
+def resolve(incident: Incident, by: str, scene: Scene, *, here: bool = True) -> Step:
+    """Somebody says that it is over. It is raised again if it is not.
+
+    With `here` false nobody is told by it: whoever knows the channels looks at the state at once.
+    """
     if not incident.open or incident.once:
         return Step(incident=incident)
     ended = incident.replace(members={}, over_unix_s=scene.now, over_text=f"resolved by {by}", flapping=False)
-    return _recover(ended, scene)
+    return _recover(ended, scene) if here else Step(incident=ended.replace(wake_unix_s=scene.now))
 
 
 def forget_member(incident: Incident, member: str, why: str, scene: Scene) -> Step | None:
@@ -331,7 +335,6 @@ def _recover(incident: Incident, scene: Scene) -> Step:
         waits = Decision(channel="", told=False, reason="waiting")
         return Step(incident=incident.replace(wake_unix_s=over + scene.policy.flap_s), decisions=(waits,))
     heard = [name for name, (_, _, episode) in incident.channels.items() if episode == incident.episode]
-    heard = [name for name in heard if name in scene.policy.channels]
     ended = incident.replace(
         open=False, members={}, level=Level.NORMAL, changed_unix_s=now, wake_unix_s=None, held="",
         channels={
@@ -492,7 +495,8 @@ def _tell(
     channels = dict(incident.channels)
     if not keep:
         channels |= {name: (scene.now, int(level), incident.episode) for name in names}
-    channels = {name: each for name, each in channels.items() if name in scene.policy.channels}
+    known = scene.policy.channels
+    channels = {name: each for name, each in channels.items() if name in known or each[2] == incident.episode}
     number = incident.told + 1
     told = Tell(
         what=what, level=level, channels=names, title=title, text=text, urgent=urgent, details=details, number=number

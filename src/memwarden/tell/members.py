@@ -24,14 +24,24 @@ def member_with(pid: int) -> str:
 
 def is_gone(member: str) -> bool:
     """Whether that process is known to be gone. False for one of another namespace, and for what is no process."""
+    return _is_there(member) is False
+
+
+def is_living(member: str) -> bool:
+    """Whether that process is known to live. False likewise."""
+    return _is_there(member) is True
+
+
+def _is_there(member: str) -> bool | None:
+    """Whether there is such a process; None where that cannot be known."""
     parts = member.split(":")
     if len(parts) != 3 or not all(part.isascii() and part.isdigit() and len(part) < 20 for part in parts):
-        return False
+        return None
     namespace, pid, start = (int(part) for part in parts)
     if not namespace or namespace != _namespace() or not pid:
-        return False
+        return None
     found = _start_of(pid)
-    return found is None or (start not in (0, found))
+    return found is not None and start in (0, found)
 
 
 def is_foreign(member: str) -> bool:

@@ -25,7 +25,7 @@ from memwarden.facts import Level
 from memwarden.store import is_failing, is_locked
 from memwarden.tell.collectors import Collectors
 from memwarden.tell.courier import Courier
-from memwarden.tell.members import is_gone, own_member
+from memwarden.tell.members import is_gone, is_living, own_member
 from memwarden.tell.outbox import Outbox
 from memwarden.tell.rules import Draft
 from memwarden.tell.settings import AlertSettings, ChannelUse
@@ -66,7 +66,8 @@ class Teller:
     """Made of settings and channels; `start` it in the process that it is for. Never in a parent before a fork.
 
     `store_folder` is that of the store (None: the usual place), `run_folder` that of the black boxes. `target` and
-    `host` are who the alerts are about. With `settings.deliver` "service" nothing is delivered here: the slots are all.
+    `host` are who the alerts are about. `memory`, where given, says why nothing is to be kept in the store. With
+    `settings.deliver` "service" nothing is delivered here: the slots are all.
     """
 
     def __init__(
@@ -81,8 +82,10 @@ class Teller:
         environ: Mapping[str, str] = os.environ,
         clock: Clock | None = None,
         waits: Clock | None = None,
+        memory: str = "",
     ) -> None:
-        self.settings, self.target, self.host = settings, target, host
+        self._memory = memory
+        self.settings, self.target, self.host = settings.of_target(target), target, host
         self._channels = channels
         self._store_folder, self._run_folder, self._environ = store_folder, run_folder, environ
         self._clock: Clock = clock if clock is not None else SystemClock()
@@ -129,6 +132,7 @@ class Teller:
             id=name or self._new_id(), key=key, kind=draft.kind, what=draft.what, level=draft.level, title=draft.title,
             text=draft.text, unix_s=self._clock.wall(), target=about, host=self.host, member=whose, scope=draft.scope,
             details=draft.details if about == self.target else {**draft.details, "seen_by": self.target},
+            origin=self.settings.origin if self.settings.deliver == "here" else "",
         )  # fmt: skip
         if draft.what == "raised" and member is None:
             self._standing[key] = draft, target
@@ -238,8 +242,8 @@ class Teller:
     def open_outbox(self, *, memory: str = "", hurry: Callable[[], bool] | None = None) -> Outbox:
         """The outbox in the store of this teller, or in memory, for a reason. Raises StoreError."""
         return Outbox(
-            self.settings, folder=self._store_folder, environ=self._environ, clock=self._clock, memory=memory,
-            hurry=hurry,
+            self.settings, folder=self._store_folder, environ=self._environ, clock=self._clock,
+            memory=memory or self._memory, stays=bool(self._memory), hurry=hurry,
         )  # fmt: skip
 
     def _open(self) -> Outbox:
@@ -608,8 +612,8 @@ def adopt(
     """
     made = 0
     for path, post, signal in posted(run_folder, but=own):
-        gone = signal is None or is_gone(signal.member) or now_unix_s - post.unix_s > STALE_S
-        if not (living or gone):
+        is_stale = now_unix_s - post.unix_s > STALE_S
+        if signal is not None and not _may_take(outbox, signal, living=living, is_stale=is_stale):
             continue
         if signal is not None:
             made += outbox.take([signal], patient=patient)
@@ -620,6 +624,18 @@ def adopt(
         except BlackBoxError:
             continue
     return made
+
+
+def _may_take(outbox: Outbox, signal: Signal, *, living: bool, is_stale: bool) -> bool:
+    """Whether it is for us to tell: what others are to deliver only where they let it lie, for better than nobody.
+
+    From memory nothing is told of those who live: they tell it, and would not learn that we did.
+    """
+    if not outbox.is_ours(signal.origin):
+        return is_stale and (living or not is_living(signal.member))
+    if living or is_gone(signal.member):
+        return True
+    return is_stale and not (outbox.degraded and is_living(signal.member))
 
 
 def posted(run_folder: str | None, *, but: str | None = None) -> Iterable[tuple[str, Post, Signal | None]]:

@@ -7,7 +7,9 @@ one try may take, how many tries before it counts as down, and at which level of
 
 from __future__ import annotations
 
+import os
 import time
+from binascii import crc32
 from itertools import pairwise
 
 from memwarden.errors import ConfigError
@@ -31,6 +33,8 @@ DELIVERS = ("here", "service")
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _DAY_S = 86400.0
 MOST_NAME = 64
+# Whose alerts they are (decision 015), of a table that is in no file.
+IN_CODE, MOST_ORIGIN = "code:", 120
 
 
 class ChannelUse(Fact):
@@ -103,7 +107,10 @@ class Policy(Fact):
 
 
 class AlertSettings(Fact):
-    """The whole table. `raise_for_s` and `clear_for_s` are for WARNING and CRITICAL; EMERGENCY is raised at once."""
+    """The whole table. `raise_for_s` and `clear_for_s` are for WARNING and CRITICAL; EMERGENCY is raised at once.
+
+    `origin` is whose alerts they are: who shares a store with others steps and delivers its own alone.
+    """
 
     policy: Policy
     channels: Mapping[str, Any] = {}
@@ -119,6 +126,25 @@ class AlertSettings(Fact):
     deliver: str = "here"
     collectors: tuple[tuple[str, str], ...] = ()
     collect_for_s: float = 1.0
+    origin: str = ""
+
+    def of_target(self, target: str) -> AlertSettings:
+        """Those of a table in code that names no service: whose they are says who the alerts are about."""
+        return self.replace(origin=_short(f"{IN_CODE}{target}")) if self.origin == IN_CODE else self
+
+
+def origin_of(where: str, service: str) -> str:
+    """Whose the alerts are: a name that is the same for all who read the table from one file, and no other's."""
+    file = where.rpartition(": ")[0]
+    return _short(os.path.realpath(file) if file and os.path.isfile(file) else f"{IN_CODE}{service}")
+
+
+def _short(origin: str) -> str:
+    """It stands in a slot of the black box beside all the rest."""
+    if len(origin) <= MOST_ORIGIN and origin.isascii():
+        return origin
+    end = origin.encode("ascii", "replace").decode()[11 - MOST_ORIGIN :]
+    return f"{crc32(origin.encode(errors='surrogateescape')):08x}...{end}"
 
 
 def parse(table: Mapping[str, Any], where: str) -> AlertSettings | None:
@@ -145,7 +171,8 @@ def parse(table: Mapping[str, Any], where: str) -> AlertSettings | None:
         raise ConfigError("no channel hears at once", where=f"{where}.channels", mend="give one of them tier = 0")
     inside = {name: values.pop(name) for name in tuple(values) if name in Policy._fields}
     policy = Policy(channels=uses, **inside)
-    return AlertSettings(policy=policy, channels=tables, where=where, **_merged(values))
+    origin = origin_of(where, values.get("service", ""))
+    return AlertSettings(policy=policy, channels=tables, where=where, origin=origin, **_merged(values))
 
 
 def _merged(values: dict[str, Any]) -> dict[str, Any]:

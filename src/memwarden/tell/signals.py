@@ -42,13 +42,15 @@ class Signal(Alert):
 
     `id` is unique for ever: whoever takes the same signal twice takes it once. `key` names the state, `member` who of a
     target is in it (a process, as `pidns:pid:start`): a state is over when nobody is in it any more. `scope` is what it
-    is about: process, container or machine. `details` holds JSON values only, and no secret.
+    is about: process, container or machine. `details` holds JSON values only, and no secret. `origin` is whose alerts
+    they are, "" where anybody may deliver it.
     """
 
     id: str
     member: str
     scope: str = "container"
     details: Mapping[str, Any] = {}
+    origin: str = ""
 
 
 def key_of(kind: str, target: str) -> str:
@@ -85,7 +87,10 @@ def from_text(text: str) -> Signal | None:
     """The signal in it; None where it is none: whoever may write into the folder may write anything."""
     try:
         values = json.loads(text)
-        if not isinstance(values, dict) or set(values) != set(Signal._fields):
+        if not isinstance(values, dict):
+            return None
+        values.setdefault("origin", "")
+        if set(values) != set(Signal._fields):
             return None
         words = (name for name in Signal._fields if name not in ("level", "unix_s", "details"))
         if not all(isinstance(values[name], str) for name in words) or not isinstance(values["details"], dict):
