@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from memwarden.errors import ConfigError
 from memwarden.facts import Level
-from memwarden.tell.engine import REASONS, Incident, parse_matcher
+from memwarden.tell.engine import HANDOVER_S, REASONS, Incident, parse_matcher
+from memwarden.tell.members import member_of
 from memwarden.tell.outbox import Outbox
 from memwarden.tell.rules import LevelRules
 from memwarden.tell.settings import AlertSettings, Maintenance, Policy
@@ -329,6 +330,54 @@ def test_what_becomes_worse_than_what_was_acknowledged_is_told_and_escalates_on(
     assert desk.whats("ops") == ["raised", "changed"]
     desk.pass_s(30)
     assert desk.whats("level1") == ["escalated"]
+
+
+GONE = member_of(4_194_000, 1)
+
+
+@pytest.mark.parametrize("how", ["stops", "dies"])
+def test_what_one_left_another_goes_on_with_and_nobody_hears_of_it(desk: Desk, how: str) -> None:
+    desk.say("raised", 3, member=GONE)
+    desk.pass_s(MIN)
+    if how == "stops":
+        desk.say("left", 0, member=GONE)
+    else:
+        assert desk.outbox.sweep() == 1
+    desk.pass_s(HANDOVER_S - 1, step_s=1)
+    desk.say("raised", 1, kind="leak")
+    assert why(desk) == {"*": "inhibited"}
+    desk.say("raised", 3, member="next")
+    desk.pass_s(HOUR)
+    assert (desk.whats("chat"), desk.whats("lead")) == (["raised"], ["escalated"])
+    desk.say("cleared", 0, member="next")
+    assert [n.what for _, n in desk.got["chat"] if n.kind == "high_usage"] == ["raised", "recovered"]
+
+
+def test_what_nobody_goes_on_with_is_over(desk: Desk) -> None:
+    desk.say("raised", 3, member="m1")
+    desk.say("raised", 3, member="m2")
+    desk.say("left", 0, member="m1")
+    desk.pass_s(2 * HANDOVER_S)
+    assert desk.whats("chat") == ["raised"]
+    desk.say("left", 0, member="m2", text="its Warden was stopped")
+    assert desk.whats("chat") == ["raised"]
+    desk.pass_s(HANDOVER_S, step_s=1)
+    assert desk.whats("chat") == ["raised", "recovered"]
+    assert "its Warden was stopped" in desk.got["chat"][-1][1].text
+
+
+def test_the_last_one_who_says_that_it_is_over_waits_for_nobody(desk: Desk) -> None:
+    desk.say("raised", 3, member="m1")
+    desk.say("left", 0, member="m1")
+    desk.say("cleared", 0, member="m2")
+    assert desk.whats("chat") == ["raised", "recovered"]
+
+
+def test_what_is_of_one_process_ends_with_it(desk: Desk) -> None:
+    desk.say("raised", 2, kind="leak", scope="process", member=GONE)
+    desk.outbox.sweep()
+    desk.deliver()
+    assert desk.whats("chat") == ["raised", "recovered"]
 
 
 def test_one_that_is_over_and_watched_may_be_acknowledged_and_its_end_is_told(desk: Desk) -> None:

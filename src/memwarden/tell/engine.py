@@ -24,6 +24,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 
 from memwarden.facts import Fact, Level
+from memwarden.tell.signals import ENDS
 from memwarden.units import format_bytes, format_duration, format_ratio
 
 TYPE_CHECKING = False
@@ -54,10 +55,14 @@ REASONS = {
     "machine": "the whole machine is short of memory, and says so",
     "acknowledged": "it is acknowledged",
     "untold": "nobody was told that it began",
+    "left": "whoever saw it is gone, and another may see it still",
     "waiting": "it must be quiet for longer, since it comes and goes",
 }
 # How often an inhibited state looks whether it still is.
 INHIBITED_S = 30.0
+# A state that all of a container see is over only so long after whoever said it left: its other processes try to lead
+# every second (`crew.LEAD_S`), and take what the dead left every 15 s (`sender.ADOPT_S`).
+HANDOVER_S = 20.0
 # What memwarden did that a recovery notice lists, and who is in a state, at most.
 MOST_ACTIONS, MOST_MEMBERS = 10, 200
 
@@ -67,9 +72,9 @@ class Incident(Fact):
 
     `members` are those who are in it with their levels; `top` is the highest of this `episode`, which began at
     `raised_unix_s`. `channels` says of each channel when it last heard of this key, at what level, in which episode.
-    `heard_unix_s` is when anybody last said that it lasts, `over_unix_s` since when nobody is in it; it is `open` until
-    that is told. `steps` of the escalation were told since `bad_unix_s`. `untold` counts what happened and was not told
-    one by one, for each channel. `origin` is whose it is.
+    `heard_unix_s` is when anybody last said that it lasts, `over_unix_s` since when nobody is in it, `left_unix_s`
+    since when because whoever saw it is gone; it is `open` until that is told. `steps` of the escalation were told since
+    `bad_unix_s`. `untold` counts what happened and was not told one by one, for each channel. `origin` is whose it is.
     """
 
     key: str
@@ -89,6 +94,7 @@ class Incident(Fact):
     before_unix_s: float | None = None
     over_unix_s: float | None = None
     over_text: str = ""
+    left_unix_s: float | None = None
     flapping: bool = False
     members: Mapping[str, int] = {}
     channels: Mapping[str, tuple[float, int, int]] = {}
@@ -202,10 +208,10 @@ class Step(Fact):
 
 def take(incident: Incident | None, signal: Signal, scene: Scene) -> Step | None:
     """Step by a signal. None where it says that something is over of which nobody knew."""
-    if signal.what == "cleared":
+    if signal.what in ENDS:
         if incident is None or not incident.open or incident.once:
             return None
-        return _clear(incident, signal.member, signal.text, scene)
+        return _clear(incident, signal.member, signal.text, scene, leaves=signal.what == "left")
     if incident is None:
         incident = Incident(
             key=signal.key, kind=signal.kind, target=signal.target, host=signal.host, scope=signal.scope,
@@ -247,7 +253,9 @@ def resolve(incident: Incident, by: str, scene: Scene, *, here: bool = True) -> 
     """
     if not incident.open or incident.once:
         return Step(incident=incident)
-    ended = incident.replace(members={}, over_unix_s=scene.now, over_text=f"resolved by {by}", flapping=False)
+    ended = incident.replace(
+        members={}, over_unix_s=scene.now, over_text=f"resolved by {by}", flapping=False, left_unix_s=None
+    )
     return _recover(ended, scene) if here else Step(incident=ended.replace(wake_unix_s=scene.now))
 
 
@@ -255,7 +263,7 @@ def forget_member(incident: Incident, member: str, why: str, scene: Scene) -> St
     """A member is gone without a word. None where it was in nothing."""
     if not incident.open or member not in incident.members:
         return None
-    return _clear(incident, member, why, scene)
+    return _clear(incident, member, why, scene, leaves=True)
 
 
 # --- how a state begins, goes on and ends ----------------------------------------------------------------------------
@@ -274,7 +282,7 @@ def _raise(incident: Incident, signal: Signal, scene: Scene) -> Step:
             scope=signal.scope, host=signal.host,
         )  # fmt: skip
         news = "began"
-    elif incident.over_unix_s is not None:
+    elif incident.over_unix_s is not None and incident.left_unix_s is None:
         incident, news = incident.replace(flapping=True), "again"
     while len(members) > MOST_MEMBERS:
         members.pop(next(iter(members)))
@@ -285,7 +293,8 @@ def _raise(incident: Incident, signal: Signal, scene: Scene) -> Step:
         news = "fell"
     leads = signal.level >= level
     incident = incident.replace(
-        members=members, level=level, top=max(incident.top, level), heard_unix_s=now, over_unix_s=None, over_text="",
+        members=members, level=level, top=max(incident.top, level), heard_unix_s=now,
+        over_unix_s=None, over_text="", left_unix_s=None,
         changed_unix_s=now if news else incident.changed_unix_s,
         title=signal.title if leads else incident.title, text=signal.text if leads else incident.text,
         details=dict(signal.details) if leads and signal.details else incident.details, **_peak(incident, signal),
@@ -315,7 +324,8 @@ def _peak(incident: Incident, signal: Signal) -> dict[str, Any]:
     return found
 
 
-def _clear(incident: Incident, member: str, text: str, scene: Scene) -> Step:
+def _clear(incident: Incident, member: str, text: str, scene: Scene, *, leaves: bool = False) -> Step:
+    """One is in it no more: because it is over, or because it `leaves`, and knows nothing of what all see."""
     members = {name: level for name, level in incident.members.items() if name != member}
     if members:
         level = Level(max(members.values()))
@@ -323,20 +333,28 @@ def _clear(incident: Incident, member: str, text: str, scene: Scene) -> Step:
         changed = scene.now if news else incident.changed_unix_s
         fallen = incident.replace(members=members, level=level, changed_unix_s=changed)
         return _consider(_mark_bad(fallen, scene), scene, news)
-    over = incident.over_unix_s if incident.over_unix_s is not None else scene.now
-    return _recover(incident.replace(members={}, over_unix_s=over, over_text=text), scene)
+    over, left = incident.over_unix_s, None
+    if leaves and incident.scope != "process":
+        left = scene.now if over is None else incident.left_unix_s
+    over = over if over is not None else scene.now
+    return _recover(incident.replace(members={}, over_unix_s=over, over_text=text, left_unix_s=left), scene)
 
 
 def _recover(incident: Incident, scene: Scene) -> Step:
-    """It is over, once it was quiet for long enough; then everybody who heard of it hears that too."""
-    now, over = scene.now, incident.over_unix_s
+    """It is over, once it was quiet for long enough; then everybody who heard of it hears that too.
+
+    Where it was left, nobody knows whether it is: then it is over when nobody else took it up for long enough.
+    """
+    now, over, left = scene.now, incident.over_unix_s, incident.left_unix_s
     assert over is not None
-    if incident.flapping and now < over + scene.policy.flap_s:
-        waits = Decision(channel="", told=False, reason="waiting")
-        return Step(incident=incident.replace(wake_unix_s=over + scene.policy.flap_s), decisions=(waits,))
+    until = max(over + scene.policy.flap_s if incident.flapping else over, left + HANDOVER_S if left is not None else 0)
+    if now < until:
+        reason = "left" if left is not None else "waiting"
+        waits = Decision(channel="", told=False, reason=reason)
+        return Step(incident=incident.replace(wake_unix_s=until), decisions=(waits,))
     heard = [name for name, (_, _, episode) in incident.channels.items() if episode == incident.episode]
     ended = incident.replace(
-        open=False, members={}, level=Level.NORMAL, changed_unix_s=now, wake_unix_s=None, held="",
+        open=False, members={}, level=Level.NORMAL, changed_unix_s=now, wake_unix_s=None, held="", left_unix_s=None,
         channels={
             name: (now if name in heard else at, level, episode)
             for name, (at, level, episode) in incident.channels.items()

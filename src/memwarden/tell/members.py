@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+from memwarden.blackbox import SIZE, find_boxes, read_box
+from memwarden.errors import BlackBoxError
+
 _STATE, _START = 0, 19  # of the words behind the name in /proc/PID/stat (proc(5): fields 3 and 22)
 
 
@@ -48,6 +51,21 @@ def is_foreign(member: str) -> bool:
     """Whether it is a process of another pid namespace, of which nothing can be known here."""
     namespace, _, rest = member.partition(":")
     return ":" in rest and namespace not in ("", str(_namespace()))
+
+
+def is_alone(run_folder: str | None, own: str | None) -> bool:
+    """Whether no other process of the cgroup of this box is known to live that could tell of what all of it see."""
+    if run_folder is None or own is None:
+        return True
+    try:
+        cgroup = read_box(own).cgroup
+        paths = [path for path in find_boxes(run_folder) if path != own and os.path.getsize(path) > SIZE]
+        boxes = [read_box(path) for path in paths]
+    except (OSError, BlackBoxError):
+        return True
+    return not any(
+        not box.ended and box.cgroup == cgroup and is_living(member_of(box.pid, box.start_ticks)) for box in boxes
+    )
 
 
 def _namespace() -> int:

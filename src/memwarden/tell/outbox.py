@@ -966,7 +966,8 @@ def _save(db: sqlite3.Connection, incident: Incident) -> None:
 
 def _counts_as(incident: Incident) -> int:
     """The level at which it holds back others: one that is over, and only watched, is none."""
-    return int(incident.level if incident.over_unix_s is None else Level.NORMAL)
+    is_on = incident.over_unix_s is None or incident.left_unix_s is not None
+    return int(incident.level if is_on else Level.NORMAL)
 
 
 def _incident(text: str) -> Incident:

@@ -25,11 +25,11 @@ from memwarden.facts import Level
 from memwarden.store import is_failing, is_locked
 from memwarden.tell.collectors import Collectors
 from memwarden.tell.courier import Courier
-from memwarden.tell.members import is_gone, is_living, own_member
+from memwarden.tell.members import is_alone, is_gone, is_living, own_member
 from memwarden.tell.outbox import Outbox
 from memwarden.tell.rules import Draft
 from memwarden.tell.settings import AlertSettings, ChannelUse
-from memwarden.tell.signals import Signal, from_text, key_of, to_text
+from memwarden.tell.signals import ENDS, Signal, from_text, key_of, to_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -120,6 +120,10 @@ class Teller:
         """What is told goes into the slots of this box from now on."""
         self._box = box
 
+    def is_alone(self) -> bool:
+        """Whether no other process of our cgroup could tell of what all of it see."""
+        return is_alone(self._run_folder, self._box.path if self._box is not None else None)
+
     def tell(self, draft: Draft, *, member: str | None = None, target: str | None = None, name: str = "") -> str:
         """Have it told; the signal's id. Back within microseconds; it survives the process where a slot was free.
 
@@ -136,7 +140,7 @@ class Teller:
         )  # fmt: skip
         if draft.what == "raised" and member is None:
             self._standing[key] = draft, target
-        elif draft.what == "cleared":
+        elif draft.what in ENDS:
             self._standing.pop(key, None)
         self._leave(signal)
         self._wake.set()
@@ -453,7 +457,7 @@ class Teller:
 
     def _with_more(self, signal: Signal) -> Signal:
         """What is known beside it; nothing is asked for an EMERGENCY, which must not wait."""
-        if signal.level is Level.EMERGENCY or signal.what == "cleared" or signal.member != self.member:
+        if signal.level is Level.EMERGENCY or signal.what in ENDS or signal.member != self.member:
             return signal
         more: dict[str, Any] = {}
         try:

@@ -32,7 +32,9 @@ KINDS = {
     "test": "test",
 }
 # What a signal says: a state begins or goes on at a level, a state is over, or something happened that has no end.
-WHATS = ("raised", "cleared", "seen")
+# "left" ends what one says of a state without saying that it is over: others may see it too.
+ENDS = ("cleared", "left")
+WHATS = ("raised", *ENDS, "seen")
 SCOPES = ("process", "container", "machine")
 _TITLE, _TEXT, _WORD = 120, 300, 80
 
