@@ -73,8 +73,9 @@ class Incident(Fact):
     `members` are those who are in it with their levels; `top` is the highest of this `episode`, which began at
     `raised_unix_s`. `channels` says of each channel when it last heard of this key, at what level, in which episode.
     `heard_unix_s` is when anybody last said that it lasts, `over_unix_s` since when nobody is in it, `left_unix_s`
-    since when because whoever saw it is gone; it is `open` until that is told. `steps` of the escalation were told since
-    `bad_unix_s`. `untold` counts what happened and was not told one by one, for each channel. `origin` is whose it is.
+    since when because whoever saw it is gone; it is `open` until that is told. `steps` of the escalation were told
+    since `bad_unix_s`. `untold` counts what happened and was not told one by one, for each channel. `origin` is
+    whose it is.
     """
 
     key: str

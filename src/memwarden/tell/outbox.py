@@ -639,6 +639,16 @@ class Outbox:
                 made_unix_s=min(row.made_unix_s for row in batch),
             )
 
+    def renew(self, use: ChannelUse, ids: Sequence[str]) -> set[str]:
+        """Have those that are ours still for as long as another try may take; which those are."""
+        until, found = self._clock.wall() + use.timeout_s + LEASE_MARGIN_S, set()
+        query = "UPDATE alert_deliveries SET lease_unix_s = ? WHERE id = ? AND state = 'pending' AND owner GLOB ?"
+        with self._store.transaction() as db:
+            for each in ids:
+                if db.execute(query, (until, each, f"{self._me}/*")).rowcount:
+                    found.add(each)
+        return found
+
     def _waiting(self, db: sqlite3.Connection, channel: str, most: int) -> list[_Waiting]:
         """What is to be delivered by a channel, the urgent first, in order."""
         query = (

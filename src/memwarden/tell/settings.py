@@ -78,12 +78,23 @@ class Maintenance(Fact):
         second = at.tm_hour * 3600 + at.tm_min * 60 + at.tm_sec + unix_s % 1
         if self.from_s < self.to_s:
             on = self._is_day(at.tm_wday) and self.from_s <= second < self.to_s
-            return unix_s + self.to_s - second if on else None
+            return self._end_on(at, unix_s, 0) if on else None
         if self._is_day(at.tm_wday) and second >= self.from_s:
-            return unix_s + _DAY_S - second + self.to_s
+            return self._end_on(at, unix_s, 1)
         if self._is_day((at.tm_wday - 1) % 7) and second < self.to_s:
-            return unix_s + self.to_s - second
+            return self._end_on(at, unix_s, 0)
         return None
+
+    def _end_on(self, at: time.struct_time, unix_s: float, days: int) -> float:
+        """The end, so many days after that one, which need not have 24 hours."""
+        second = at.tm_hour * 3600 + at.tm_min * 60 + at.tm_sec + unix_s % 1
+        plain = unix_s + days * _DAY_S + self.to_s - second
+        if self.utc:
+            return plain
+        minutes, seconds = divmod(int(self.to_s), 60)
+        hour, minute = divmod(minutes, 60)
+        end = time.mktime((at.tm_year, at.tm_mon, at.tm_mday + days, hour, minute, seconds, 0, 0, -1))
+        return end if end > unix_s else plain  # in an hour that comes twice
 
     def _is_day(self, day: int) -> bool:
         return not self.days or day in self.days
