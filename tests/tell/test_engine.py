@@ -373,6 +373,13 @@ def test_the_last_one_who_says_that_it_is_over_waits_for_nobody(desk: Desk) -> N
     assert desk.whats("chat") == ["raised", "recovered"]
 
 
+def test_what_nobody_else_can_see_ends_with_who_saw_it(desk: Desk) -> None:
+    desk.say("raised", 3, member=GONE)
+    assert desk.outbox.sweep(lambda: False) == 1
+    desk.deliver()
+    assert desk.whats("chat") == ["raised", "recovered"]
+
+
 def test_what_is_of_one_process_ends_with_it(desk: Desk) -> None:
     desk.say("raised", 2, kind="leak", scope="process", member=GONE)
     desk.outbox.sweep()

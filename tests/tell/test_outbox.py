@@ -483,6 +483,54 @@ def test_a_locked_store_is_an_error_and_goes_on_in_memory_and_comes_back(desk: D
     assert desk.outbox.take([desk.signal("raised", 2, id="in memory")]) == 0
 
 
+def test_what_others_wrote_meanwhile_is_not_undone_by_who_comes_back_from_memory(desk: Desk) -> None:
+    desk.say("raised", 1)
+    desk.say("cleared", 0)
+    desk.pass_s(2.5 * HOUR, step_s=600)
+    back = Outbox(desk.settings, folder=desk.folder, clock=desk.clock)
+    back.into_memory()
+    desk.say("raised", 2)
+    assert back.recover()
+    back.close()
+    assert [each.level for each in desk.outbox.incidents()] == [Level.CRITICAL]
+    desk.say("cleared", 0)
+    assert desk.whats("chat") == ["raised", "recovered"] * 2
+
+
+def test_what_two_wrote_apart_is_one_again(desk: Desk) -> None:
+    for member in ("stays", "leaves here", "leaves there"):
+        desk.say("raised", 2, member=member)
+    back = Outbox(desk.settings, folder=desk.folder, clock=desk.clock)
+    back.into_memory()
+    desk.clock.advance(1)
+    desk.outbox.acknowledge("high_usage:shop", "alice")
+    desk.say("cleared", 0, member="leaves there")
+    desk.say("raised", 2, member="new there")
+    desk.clock.advance(1)
+    back.take([desk.signal("cleared", 0, member="leaves here"), desk.signal("raised", 3, member="new here")])
+    assert back.recover()
+    back.close()
+    (state,) = desk.outbox.incidents()
+    assert (dict(state.members), state.acked_by) == ({"stays": 2, "new there": 2, "new here": 3}, "alice")
+    for member in state.members:
+        desk.say("cleared", 0, member=member)
+    desk.pass_s(60)
+    assert (desk.whats("chat")[-1], desk.outbox.incidents()) == ("recovered", [])
+
+
+def test_what_ended_in_both_is_over(desk: Desk) -> None:
+    desk.say("raised", 2, member="m1")
+    desk.say("raised", 2, member="m2")
+    back = Outbox(desk.settings, folder=desk.folder, clock=desk.clock)
+    back.into_memory()
+    desk.say("cleared", 0, member="m1")
+    back.take([desk.signal("cleared", 0, member="m2")])
+    assert back.recover()
+    back.close()
+    desk.pass_s(60)
+    assert (desk.whats("chat"), desk.outbox.incidents()) == (["raised", "recovered"], [])
+
+
 def test_a_full_disk_is_an_error_and_nothing_is_half_written(desk: Desk) -> None:
     desk.say("raised", 2)
     pages = desk.outbox._store._db.execute("PRAGMA page_count").fetchone()[0]

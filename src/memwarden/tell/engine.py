@@ -260,11 +260,50 @@ def resolve(incident: Incident, by: str, scene: Scene, *, here: bool = True) -> 
     return _recover(ended, scene) if here else Step(incident=ended.replace(wake_unix_s=scene.now))
 
 
-def forget_member(incident: Incident, member: str, why: str, scene: Scene) -> Step | None:
-    """A member is gone without a word. None where it was in nothing."""
+def forget_member(incident: Incident, member: str, why: str, scene: Scene, *, watched: bool = True) -> Step | None:
+    """A member is gone without a word; `watched` is whether others may see the state. None where it was in nothing."""
     if not incident.open or member not in incident.members:
         return None
-    return _clear(incident, member, why, scene, leaves=True)
+    return _clear(incident, member, why, scene, leaves=watched)
+
+
+def merge(ours: Incident, theirs: Incident, before: Incident | None, now: float) -> Incident:
+    """One state of two that were stepped apart from each other since `before`: whoever is in either is in it, less who
+    left one of them; whoever heard of either has heard of it. It is looked at at once.
+    """
+    newer, older = (ours, theirs) if ours.changed_unix_s >= theirs.changed_unix_s else (theirs, ours)
+    on, other = (newer, older) if newer.open or not older.open else (older, newer)
+    episode = max(ours.episode, theirs.episode) + (on.open and not other.open and on.episode == other.episode)
+    heard = dict(other.channels)
+    for name, each in on.channels.items():
+        if name not in heard or each[0] >= heard[name][0]:
+            heard[name] = each
+    channels = {
+        name: (at, level, episode if each_open and known == own else min(known, episode))
+        for name, (at, level, known) in heard.items()
+        for each_open, own in [
+            (on.open, on.episode) if heard[name] == on.channels.get(name) else (other.open, other.episode)
+        ]
+    }
+    merged = on.replace(
+        channels=channels, episode=episode, told=max(ours.told, theirs.told), wake_unix_s=now,
+        untold={name: max(on.untold.get(name, 0), other.untold.get(name, 0)) for name in {*on.untold, *other.untold}},
+    )  # fmt: skip
+    if not on.open:
+        return merged
+    known = before.members if before is not None and before.open else {}
+    both = {**ours.members, **theirs.members}
+    left = {name for name in known if name not in ours.members or name not in theirs.members}
+    members = {name: max(ours.members.get(name, 0), theirs.members.get(name, 0)) for name in both if name not in left}
+    acked = max(ours, theirs, key=lambda each: each.acked_unix_s or 0.0)
+    merged = merged.replace(
+        members=members, top=max(ours.top, theirs.top), steps=max(ours.steps, theirs.steps),
+        acked_unix_s=acked.acked_unix_s, acked_by=acked.acked_by, acked_level=acked.acked_level,
+        heard_unix_s=max(ours.heard_unix_s, theirs.heard_unix_s),
+    )  # fmt: skip
+    if members:
+        return merged.replace(level=Level(max(members.values())), over_unix_s=None, over_text="", left_unix_s=None)
+    return merged if merged.over_unix_s is not None else merged.replace(over_unix_s=now, over_text=other.over_text)
 
 
 # --- how a state begins, goes on and ends ----------------------------------------------------------------------------

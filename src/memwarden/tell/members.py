@@ -54,17 +54,20 @@ def is_foreign(member: str) -> bool:
 
 
 def is_alone(run_folder: str | None, own: str | None) -> bool:
-    """Whether no other process of the cgroup of this box is known to live that could tell of what all of it see."""
-    if run_folder is None or own is None:
+    """Whether no other process is known to live that could tell of what all see: of the cgroup of our own box, where
+    there is one, else of any.
+    """
+    if run_folder is None:
         return True
     try:
-        cgroup = read_box(own).cgroup
+        cgroup = read_box(own).cgroup if own is not None else None
         paths = [path for path in find_boxes(run_folder) if path != own and os.path.getsize(path) > SIZE]
         boxes = [read_box(path) for path in paths]
     except (OSError, BlackBoxError):
         return True
     return not any(
-        not box.ended and box.cgroup == cgroup and is_living(member_of(box.pid, box.start_ticks)) for box in boxes
+        not box.ended and cgroup in (None, box.cgroup) and is_living(member_of(box.pid, box.start_ticks))
+        for box in boxes
     )
 
 

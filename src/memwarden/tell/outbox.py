@@ -42,6 +42,7 @@ from memwarden.tell.engine import (
     Step,
     acknowledge,
     forget_member,
+    merge,
     note_action,
     resolve,
     take,
@@ -167,6 +168,7 @@ class Outbox:
         self._count = self._claims = 0
         self.moved: list[str] = []
         self.dropped = 0
+        self._seeded: dict[tuple[str, str], str] = {}  # states as they were when memory took over
         self._past: dict[str, float | None] = {}  # deliveries that went past the file, and when; None: on their way
         self._store = store or (self._in_memory(memory) if memory else self._open(or_memory=or_memory))
 
@@ -186,7 +188,7 @@ class Outbox:
         store = self._store_of(or_memory=or_memory)
         if moved:
             try:
-                waiting = salvage(moved, store)
+                waiting = salvage(moved, store, self._put_state)
             except StoreError as failed:
                 logging.getLogger(_log).warning("what waits in %s could not be taken over: %s", moved, failed)
             else:
@@ -242,14 +244,31 @@ class Outbox:
         old = self._store
         try:
             with old.transaction() as db:  # until the end of it nobody changes what is copied
-                copy({name: rows_of(db, name) for name in TABLES}, fresh, self._put_down)
+                copy({name: rows_of(db, name) for name in TABLES}, fresh, self._put_state, self._put_down)
                 self._store = fresh
                 old.retire()
         except StoreError:
             fresh.close()
             return False
+        self._seeded.clear()
         old.close()
         return True
+
+    def _put_state(self, db: sqlite3.Connection, columns: Sequence[str], row: Sequence[Any]) -> None:
+        """One of another store: what did not change there since it came from here says nothing; else both count."""
+        values = dict(zip(columns, row, strict=True))
+        origin, key, text = (values[name] for name in ("origin", "key", "state"))
+        before = self._seeded.get((origin, key))
+        if text == before:
+            return
+        if origin:
+            db.execute("DELETE FROM alert_states WHERE origin = '' AND key = ?", (key,))  # it was taken over
+        found = db.execute("SELECT state FROM alert_states WHERE origin = ? AND key = ?", (origin, key)).fetchone()
+        if found is None or found[0] == before:
+            put(db, "alert_states", columns, tuple(row), or_what="REPLACE")
+        elif found[0] != text:
+            known = _incident(before) if before is not None else None
+            _save(db, merge(_incident(text), _incident(found[0]), known, self._clock.wall()))
 
     def _put_down(self, db: sqlite3.Connection) -> None:
         """What went out while the file could not be told, in the file."""
@@ -292,6 +311,9 @@ class Outbox:
         rows["alert_deliveries"] = rows_of(db, "alert_deliveries", f"id IN ({marks})", ids)
         theirs = f"seq IN (SELECT event FROM alert_deliveries WHERE id IN ({marks}))"  # noqa: S608  question marks
         rows["alert_events"] = rows_of(db, "alert_events", theirs, ids)
+        columns, values = rows["alert_states"]
+        at = [columns.index(name) for name in ("origin", "key", "state")]
+        self._seeded = {(row[at[0]], row[at[1]]): row[at[2]] for row in values}
         with memory.transaction() as fresh:
             for name, (columns, values) in rows.items():
                 for row in values:
@@ -422,9 +444,10 @@ class Outbox:
             found = db.execute(later, (self.origin,)).fetchone()[0]
         return None if found is None else max(float(found), now + 0.001)
 
-    def sweep(self) -> int:
+    def sweep(self, watched: Callable[[], bool] = lambda: True) -> int:
         """Whoever was in a state and is gone without a word is in it no more; how many those were.
 
+        `watched` says whether others are there who may see what all of a container see.
         Of a process of another pid namespace nothing is known: it is gone when nobody said for an hour that it lasts.
         """
         found, now = 0, self._clock.wall()
@@ -435,7 +458,7 @@ class Outbox:
                 for member in gone:
                     scene = self._scene(db, incident.key, incident.target)
                     why = f"the process that had it is gone (pid {member.split(':')[1]})"
-                    step = forget_member(incident, member, why, scene)
+                    step = forget_member(incident, member, why, scene, watched=watched())
                     if step is not None:
                         self._write(db, step, "", now)
                         incident = step.incident

@@ -122,7 +122,12 @@ class Teller:
 
     def is_alone(self) -> bool:
         """Whether no other process of our cgroup could tell of what all of it see."""
-        return is_alone(self._run_folder, self._box.path if self._box is not None else None)
+        path = self._box.path if self._box is not None else None
+        return path is None or is_alone(self._run_folder, path)
+
+    def _is_watched(self) -> bool:
+        """Whether somebody is there, we or others, who may see what a process that is gone saw."""
+        return self._box is not None or not is_alone(self._run_folder, None)
 
     def tell(self, draft: Draft, *, member: str | None = None, target: str | None = None, name: str = "") -> str:
         """Have it told; the signal's id. Back within microseconds; it survives the process where a slot was free.
@@ -303,7 +308,7 @@ class Teller:
         start = self._clock.wall()
         self._take_in(outbox)
         self._adopt(outbox)
-        outbox.sweep()
+        outbox.sweep(self._is_watched)
         outbox.wake()
         deliver(self.couriers(outbox), within_s=within_s, waits=self._waits)
         self._take_in(outbox)  # what a courier has to say of its channel
@@ -370,7 +375,7 @@ class Teller:
             made = self._take_in(outbox)
             made += self._adopt(outbox) if self._is_due("adopt", ADOPT_S) else 0
             if self._is_due("sweep", SWEEP_S):
-                made += outbox.sweep()
+                made += outbox.sweep(self._is_watched)
             self._assert_standing()
             now = self._clock.wall()
             self._wake_unix_s = outbox.wake()
