@@ -136,6 +136,34 @@ _MIGRATIONS = (
     """,
     # What of a job is open, to be sent, failed: without a look at all its parts.
     "CREATE INDEX job_parts_state ON job_parts (root, state, part)",
+    # Whose alerts they are (decision 015): of before it is '', which anybody may take over.
+    """
+    CREATE TABLE alert_states_of (
+        origin TEXT NOT NULL, key TEXT NOT NULL, kind TEXT NOT NULL, target TEXT NOT NULL, scope TEXT NOT NULL,
+        level INTEGER NOT NULL, open INTEGER NOT NULL, wake_unix_s REAL, changed_unix_s REAL NOT NULL,
+        state TEXT NOT NULL, PRIMARY KEY (origin, key)
+    ) WITHOUT ROWID;
+    INSERT INTO alert_states_of SELECT '', key, kind, target, scope, level, open, wake_unix_s, changed_unix_s, state
+        FROM alert_states;
+    DROP TABLE alert_states;
+    ALTER TABLE alert_states_of RENAME TO alert_states;
+    CREATE INDEX alert_states_due ON alert_states (wake_unix_s) WHERE wake_unix_s IS NOT NULL;
+    CREATE INDEX alert_states_open ON alert_states (open, level);
+    CREATE INDEX alert_states_key ON alert_states (key);
+    CREATE TABLE alert_channels_of (
+        origin TEXT NOT NULL, name TEXT NOT NULL, failures INTEGER NOT NULL, not_before_unix_s REAL NOT NULL,
+        since_unix_s REAL, sent INTEGER NOT NULL, dead INTEGER NOT NULL, error TEXT NOT NULL,
+        PRIMARY KEY (origin, name)
+    ) WITHOUT ROWID;
+    INSERT INTO alert_channels_of SELECT '', name, failures, not_before_unix_s, since_unix_s, sent, dead, error
+        FROM alert_channels;
+    DROP TABLE alert_channels;
+    ALTER TABLE alert_channels_of RENAME TO alert_channels;
+    ALTER TABLE alert_events ADD COLUMN origin TEXT NOT NULL DEFAULT '';
+    CREATE INDEX alert_events_of ON alert_events (key, seq);
+    ALTER TABLE alert_deliveries ADD COLUMN origin TEXT NOT NULL DEFAULT '';
+    ALTER TABLE alert_deliveries ADD COLUMN tried_unix_s REAL;
+    """,
 )
 
 

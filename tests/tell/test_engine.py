@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 
 from memwarden.errors import ConfigError
 from memwarden.facts import Level
-from memwarden.tell.engine import REASONS, Incident, parse_matcher
+from memwarden.tell.engine import HANDOVER_S, REASONS, Incident, parse_matcher
+from memwarden.tell.members import member_of
+from memwarden.tell.outbox import Outbox
 from memwarden.tell.rules import LevelRules
+from memwarden.tell.settings import AlertSettings, Maintenance, Policy
 
 from .conftest import Desk, settings_of
 
@@ -309,8 +312,7 @@ def test_it_stops_on_acknowledge_on_recovery_and_below_its_level(make_desk: Call
     desk.say("raised", 2)
     desk.pass_s(6 * MIN)
     if how == "acknowledged":
-        found = desk.outbox.acknowledge("high_usage:shop", "alice")
-        assert found is not None
+        (found,) = desk.outbox.acknowledge("high_usage:shop", "alice")
         assert (found.acked_by, desk.outbox.incidents()[0].acked_by) == ("alice", "alice")
     else:
         desk.say("cleared" if how == "over" else "raised", 0 if how == "over" else 1)
@@ -330,13 +332,118 @@ def test_what_becomes_worse_than_what_was_acknowledged_is_told_and_escalates_on(
     assert desk.whats("level1") == ["escalated"]
 
 
+GONE = member_of(4_194_000, 1)
+
+
+@pytest.mark.parametrize("how", ["stops", "dies"])
+def test_what_one_left_another_goes_on_with_and_nobody_hears_of_it(desk: Desk, how: str) -> None:
+    desk.say("raised", 3, member=GONE)
+    desk.pass_s(MIN)
+    if how == "stops":
+        desk.say("left", 0, member=GONE)
+    else:
+        assert desk.outbox.sweep() == 1
+    desk.pass_s(HANDOVER_S - 1, step_s=1)
+    desk.say("raised", 1, kind="leak")
+    assert why(desk) == {"*": "inhibited"}
+    desk.say("raised", 3, member="next")
+    desk.pass_s(HOUR)
+    assert (desk.whats("chat"), desk.whats("lead")) == (["raised"], ["escalated"])
+    desk.say("cleared", 0, member="next")
+    assert [n.what for _, n in desk.got["chat"] if n.kind == "high_usage"] == ["raised", "recovered"]
+
+
+def test_what_nobody_goes_on_with_is_over(desk: Desk) -> None:
+    desk.say("raised", 3, member="m1")
+    desk.say("raised", 3, member="m2")
+    desk.say("left", 0, member="m1")
+    desk.pass_s(2 * HANDOVER_S)
+    assert desk.whats("chat") == ["raised"]
+    desk.say("left", 0, member="m2", text="its Warden was stopped")
+    assert desk.whats("chat") == ["raised"]
+    desk.pass_s(HANDOVER_S, step_s=1)
+    assert desk.whats("chat") == ["raised", "recovered"]
+    assert "its Warden was stopped" in desk.got["chat"][-1][1].text
+
+
+def test_the_last_one_who_says_that_it_is_over_waits_for_nobody(desk: Desk) -> None:
+    desk.say("raised", 3, member="m1")
+    desk.say("left", 0, member="m1")
+    desk.say("cleared", 0, member="m2")
+    assert desk.whats("chat") == ["raised", "recovered"]
+
+
+def test_what_nobody_else_can_see_ends_with_who_saw_it(desk: Desk) -> None:
+    desk.say("raised", 3, member=GONE)
+    assert desk.outbox.sweep(lambda: False) == 1
+    desk.deliver()
+    assert desk.whats("chat") == ["raised", "recovered"]
+
+
+def test_what_is_of_one_process_ends_with_it(desk: Desk) -> None:
+    desk.say("raised", 2, kind="leak", scope="process", member=GONE)
+    desk.outbox.sweep()
+    desk.deliver()
+    assert desk.whats("chat") == ["raised", "recovered"]
+
+
+def test_one_that_is_over_and_watched_may_be_acknowledged_and_its_end_is_told(desk: Desk) -> None:
+    for _ in range(2):
+        desk.say("raised", 1)
+        desk.pass_s(MIN)
+        desk.say("cleared", 0)
+        desk.pass_s(20 * MIN)
+    desk.outbox.acknowledge("high_usage:shop", "alice")
+    desk.pass_s(5 * HOUR, step_s=600)
+    assert (desk.whats("chat")[-1], desk.outbox.incidents()) == ("recovered", [])
+
+
+def test_who_acknowledges_need_not_know_the_channels(make_desk: Callable[..., Desk]) -> None:
+    desk = make_desk()
+    window = Maintenance(name="deploy", start_unix_s=desk.start, end_unix_s=desk.start + HOUR)
+    desk.settings = desk.settings.replace(policy=desk.settings.policy.replace(maintenance=(window,)))
+    desk.restart()
+    desk.say("raised", 2)
+    elsewhere = Outbox(AlertSettings(policy=Policy()), folder=desk.folder, clock=desk.clock)
+    elsewhere.acknowledge("high_usage:shop", "alice")
+    elsewhere.close()
+    desk.pass_s(2 * HOUR)
+    assert desk.whats("chat") == ["raised"]
+
+
+def test_what_is_over_and_only_watched_holds_nothing_back(desk: Desk) -> None:
+    for _ in range(2):
+        desk.say("raised", 3)
+        desk.pass_s(MIN)
+        desk.say("cleared", 0)
+        desk.pass_s(20 * MIN)
+    assert [each.key for each in desk.outbox.incidents()] == ["high_usage:shop"]
+    desk.say("raised", 1, kind="leak")
+    assert desk.got["chat"][-1][1].kind == "leak"
+
+
+def test_what_one_channel_heard_another_hears_of_when_its_rest_is_over(make_desk: Callable[..., Desk]) -> None:
+    desk = make_desk(channels={"log": {"kind": "log"}, "chat": {"kind": "slack", "throttle": "5m"}})
+    policy = desk.settings.policy
+    uses = {**policy.channels, "log": policy.channels["log"].replace(throttle_s=0.0)}
+    desk.settings = desk.settings.replace(policy=policy.replace(channels=uses))
+    desk.restart()
+    for words in ("first", "second", "third"):
+        desk.say("seen", 3, kind="oom_kill", text=words)
+        desk.pass_s(MIN)
+    desk.pass_s(HOUR)
+    assert [notice.text for _, notice in desk.got["log"]] == ["first", "second", "third"]
+    assert [notice.text for _, notice in desk.got["chat"]] == ["first", "third (and 1 more since the last notice)"]
+    assert desk.times("chat")[-1][0] == 5 * MIN
+
+
 def test_a_resolved_one_is_over_and_raised_again_if_it_is_not(desk: Desk) -> None:
     desk.say("raised", 2)
-    assert desk.outbox.resolve("high_usage:shop", "alice") is not None
+    assert len(desk.outbox.resolve("high_usage:shop", "alice")) == 1
     desk.deliver()
     assert "resolved by alice" in desk.got["chat"][-1][1].text
-    assert desk.outbox.resolve("high_usage:shop", "alice") is None
-    assert desk.outbox.acknowledge("nothing", "alice") is None
+    assert desk.outbox.resolve("high_usage:shop", "alice") == ()
+    assert desk.outbox.acknowledge("nothing", "alice") == ()
     desk.say("raised", 2)
     desk.pass_s(11 * MIN)
     assert desk.whats("chat") == ["raised", "recovered", "raised"]

@@ -121,6 +121,74 @@ def test_an_emergency_waits_for_nobody(make_desk: Callable[..., Desk]) -> None:
     assert [n.target for n in batch.notices] == ["worse"]
 
 
+def test_what_is_urgent_does_not_overtake_the_end_of_the_same(make_desk: Callable[..., Desk]) -> None:
+    desk = make_desk(group_wait="5s")
+    desk.say("raised", 2)
+    desk.pass_s(30, step_s=1)
+    desk.say("raised", 2, target="other")
+    desk.say("cleared", 0)
+    desk.pass_s(1, step_s=1)
+    desk.say("raised", 3)
+    assert [(n.what, n.target) for _, n in desk.got["chat"][1:]] == [("recovered", "shop"), ("raised", "shop")]
+    desk.pass_s(30, step_s=1)
+    assert desk.got["chat"][-1][1].target == "other"
+
+
+def test_an_end_that_was_overtaken_is_not_told(desk: Desk) -> None:
+    desk.say("raised", 2)
+    desk.outbox.take([desk.signal("cleared", 0)])
+    slow = Outbox(desk.settings, folder=desk.folder, clock=desk.clock)
+    slow._me = "1:2:3"
+    claim = slow.claim(chat(desk))
+    desk.say("raised", 3)  # goes out while the end of the one before is under way, and fails
+    slow.failed(chat(desk), ids(claim), "refused", recoverable=True)
+    desk.pass_s(60)
+    slow.close()
+    assert [(n.what, n.level) for _, n in desk.got["chat"]] == [("raised", 2), ("raised", 3)]
+    went = {told.what: told.deliveries for told in desk.outbox.history() if told.what == "recovered"}
+    assert ("chat", "dead", 1, rooms.OVERTAKEN) in went["recovered"]
+
+
+def test_what_a_receiver_never_takes_holds_up_nothing_else(desk: Desk) -> None:
+    desk.outbox.take([desk.signal("raised", 2, target=name) for name in ("bad", "mate", "mate2")])
+    got: list[list[str]] = []
+    for number in range(20):
+        claim = desk.outbox.claim(chat(desk))
+        if claim is not None and any(each.target == "bad" for each in claim.notices):
+            desk.outbox.failed(chat(desk), ids(claim), "500", recoverable=True)
+        elif claim is not None:
+            got.append([each.target for each in claim.notices])
+            desk.outbox.sent("chat", ids(claim))
+        if number == 5:
+            desk.outbox.take([desk.signal("raised", 2, target="later")])
+        desk.clock.advance(301)
+    assert got == [["later"], ["mate"], ["mate2"]]
+
+
+def test_a_channel_that_is_down_gets_the_same_messages_again(desk: Desk) -> None:
+    desk.outbox.take([desk.signal("raised", 2, target=name) for name in "ab"])
+    for _ in range(12):
+        claim = desk.outbox.claim(chat(desk))
+        assert [each.target for each in claim.notices] == ["a", "b"]  # type: ignore[union-attr]
+        desk.outbox.failed(chat(desk), ids(claim), "refused", recoverable=True)
+        desk.clock.advance(301)
+
+
+@pytest.mark.parametrize("back_s", [86_400.0, 3600.0 * 24 * 365])
+def test_a_clock_that_was_set_back_delays_nothing_for_longer_than_it_could_wait(desk: Desk, back_s: float) -> None:
+    desk.outbox.take([desk.signal("raised", 2)])
+    claim = desk.outbox.claim(chat(desk))
+    desk.outbox.failed(chat(desk), ids(claim), "503", recoverable=True)
+    leased = Outbox(desk.settings, folder=desk.folder, clock=desk.clock)
+    leased._me = "1:2:3"
+    desk.clock.advance(2)
+    leased.claim(chat(desk))
+    leased.close()
+    desk.clock._unix_offset_s -= back_s
+    assert desk.outbox.next_due("chat") == 0.0
+    assert ids(desk.outbox.claim(chat(desk))) == ids(claim)
+
+
 def test_a_channel_that_fails_rests_longer_each_time_and_is_down_after_its_attempts(desk: Desk) -> None:
     desk.outbox.take([desk.signal("raised", 2)])
     rests, downs = [], []
@@ -169,6 +237,10 @@ def test_what_fails_for_good_is_dead_and_what_is_too_old_too(desk: Desk, caplog:
     desk.outbox.take([desk.signal("raised", 2, target="third")])
     desk.clock.advance(8 * 86_400)
     desk.outbox.prune()
+    desk.settings = settings_of(channels={"mail": {"kind": "smtp"}})
+    desk.restart()
+    desk.clock.advance(86_400)
+    desk.outbox.prune()  # also for one that is no channel any more
     went = {told.target: {c: (s, e) for c, s, _, e in told.deliveries}["chat"] for told in desk.outbox.history()}
     assert went == {"shop": ("dead", "no such hook"), "other": ("dead", "given up: still down"),
         "third": ("dead", "given up: ")}  # fmt: skip
@@ -193,6 +265,17 @@ def test_a_channel_may_give_up_after_tries_or_a_time_of_its_own(
     (told,) = desk.outbox.history()
     expected = "dead" if dead_after <= tries else "pending"
     assert {channel: state for channel, state, _, _ in told.deliveries} == {"chat": expected, "mail": "pending"}
+
+
+def test_a_machine_that_slept_tries_for_a_while_before_it_gives_up(desk: Desk) -> None:
+    desk.outbox.take([desk.signal("raised", 3)])
+    desk.clock.advance(25 * HOUR)
+    dead = []
+    for _ in range(4):
+        claim = desk.outbox.claim(chat(desk))
+        dead.append(desk.outbox.failed(chat(desk), ids(claim), "no network yet", recoverable=True).dead)
+        desk.clock.advance(1210)
+    assert dead == [0, 0, 0, 1]
 
 
 def test_history_is_queried_and_kept_for_its_time(desk: Desk) -> None:
@@ -267,6 +350,14 @@ def test_a_flood_is_capped_and_the_file_with_it(make_desk: Callable[..., Desk]) 
     print(f"{count} signals: {rows}, memory {[size >> 10 for size in sizes]} KiB")
     waiting = [each for each in desk.outbox.channels() if each.name == "chat"]
     assert waiting[0].pending <= rooms.MOST_PENDING + rooms.PRUNE_EVERY + 100
+
+
+def test_what_is_urgent_is_capped_too(make_desk: Callable[..., Desk]) -> None:
+    desk = make_desk(channels={"chat": {"kind": "slack"}})
+    for number in range(rooms.MOST_PENDING + 50):
+        desk.outbox.take([desk.signal("seen", 3, kind="oom_kill", target=f"t{number}")])
+    desk.outbox.prune()
+    assert [each.pending for each in desk.outbox.channels()] == [rooms.MOST_PENDING]
 
 
 TABLES = ("alert_states", "alert_events", "alert_deliveries", "alert_taken")
@@ -392,6 +483,54 @@ def test_a_locked_store_is_an_error_and_goes_on_in_memory_and_comes_back(desk: D
     assert desk.outbox.take([desk.signal("raised", 2, id="in memory")]) == 0
 
 
+def test_what_others_wrote_meanwhile_is_not_undone_by_who_comes_back_from_memory(desk: Desk) -> None:
+    desk.say("raised", 1)
+    desk.say("cleared", 0)
+    desk.pass_s(2.5 * HOUR, step_s=600)
+    back = Outbox(desk.settings, folder=desk.folder, clock=desk.clock)
+    back.into_memory()
+    desk.say("raised", 2)
+    assert back.recover()
+    back.close()
+    assert [each.level for each in desk.outbox.incidents()] == [Level.CRITICAL]
+    desk.say("cleared", 0)
+    assert desk.whats("chat") == ["raised", "recovered"] * 2
+
+
+def test_what_two_wrote_apart_is_one_again(desk: Desk) -> None:
+    for member in ("stays", "leaves here", "leaves there"):
+        desk.say("raised", 2, member=member)
+    back = Outbox(desk.settings, folder=desk.folder, clock=desk.clock)
+    back.into_memory()
+    desk.clock.advance(1)
+    desk.outbox.acknowledge("high_usage:shop", "alice")
+    desk.say("cleared", 0, member="leaves there")
+    desk.say("raised", 2, member="new there")
+    desk.clock.advance(1)
+    back.take([desk.signal("cleared", 0, member="leaves here"), desk.signal("raised", 3, member="new here")])
+    assert back.recover()
+    back.close()
+    (state,) = desk.outbox.incidents()
+    assert (dict(state.members), state.acked_by) == ({"stays": 2, "new there": 2, "new here": 3}, "alice")
+    for member in state.members:
+        desk.say("cleared", 0, member=member)
+    desk.pass_s(60)
+    assert (desk.whats("chat")[-1], desk.outbox.incidents()) == ("recovered", [])
+
+
+def test_what_ended_in_both_is_over(desk: Desk) -> None:
+    desk.say("raised", 2, member="m1")
+    desk.say("raised", 2, member="m2")
+    back = Outbox(desk.settings, folder=desk.folder, clock=desk.clock)
+    back.into_memory()
+    desk.say("cleared", 0, member="m1")
+    back.take([desk.signal("cleared", 0, member="m2")])
+    assert back.recover()
+    back.close()
+    desk.pass_s(60)
+    assert (desk.whats("chat"), desk.outbox.incidents()) == (["raised", "recovered"], [])
+
+
 def test_a_full_disk_is_an_error_and_nothing_is_half_written(desk: Desk) -> None:
     desk.say("raised", 2)
     pages = desk.outbox._store._db.execute("PRAGMA page_count").fetchone()[0]
@@ -428,3 +567,8 @@ def test_the_reasons_are_in_the_log_for_whoever_asks(desk: Desk, caplog: pytest.
     caplog.set_level(logging.DEBUG, "memwarden.tell")
     desk.say("raised", 2)
     assert "high_usage:shop began: {'mail': 'new', 'chat': 'new', 'lead': 'tier'}" in caplog.text
+
+
+def test_asking_whether_a_store_is_sound_makes_none(tmp_path: Path) -> None:
+    assert not rooms._is_sound(str(tmp_path / FILE_NAME))
+    assert os.listdir(tmp_path) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import time
 import tomllib
 from typing import Any
 
@@ -147,3 +148,27 @@ def test_a_window_that_is_on_ends_after_now_and_within_a_day(now: float, from_s:
         assert now < end + 1e-3
         assert end - now <= 86_400.001
         assert window.ends(end + 0.01) is None
+
+
+@pytest.mark.parametrize(
+    ("from_h", "to_h", "now", "end"),
+    [
+        (1, 4, "2026-03-29T01:30+01:00", "2026-03-29T04:00+02:00"),  # the night that lacks an hour
+        (22, 4, "2026-03-28T23:00+01:00", "2026-03-29T04:00+02:00"),
+        (1, 4, "2026-10-25T01:30+02:00", "2026-10-25T04:00+01:00"),  # the one that has one twice
+        (1, 4, "2026-07-01T01:30+02:00", "2026-07-01T04:00+02:00"),
+    ],
+)
+def test_a_window_ends_by_the_clock_on_the_wall(
+    monkeypatch: pytest.MonkeyPatch, from_h: int, to_h: int, now: str, end: str
+) -> None:
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    try:
+        window = Maintenance(name="night", from_s=from_h * 3600.0, to_s=to_h * 3600.0)
+        ends = dt.datetime.fromisoformat(end).timestamp()
+        assert window.ends(dt.datetime.fromisoformat(now).timestamp()) == ends
+        assert window.ends(ends) is None
+    finally:
+        monkeypatch.undo()
+        time.tzset()

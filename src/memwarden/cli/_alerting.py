@@ -62,8 +62,9 @@ class Alerting:
         settings, made = build_channels(found, os.environ)
         for line in complaints(made):
             raise ConfigError(line.replace("monitor.channels.", "--"))
-        folder = config.settle(environ=os.environ).config.directory
-        teller = Teller(settings, made, target=target, host=os.uname().nodename, store_folder=folder)
+        # Who is named here hears what this monitor sees, and nothing of what others have in the store.
+        memory = "a monitor tells whom its command line names"
+        teller = Teller(settings, made, target=target, host=os.uname().nodename, memory=memory)
         teller.start()
         return cls(teller, clear_below=threshold - settings.clear_gap)
 

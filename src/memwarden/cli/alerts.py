@@ -20,7 +20,7 @@ from memwarden.units import format_bytes, format_duration, format_ratio, parse_d
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from memwarden.ports import Channel
     from memwarden.tell.engine import Incident
@@ -155,7 +155,8 @@ def _list(args: Namespace) -> int:
         print(f"silence {silence.number}: {words}, for {left} more, by {silence.author}: {silence.comment or '-'}")
     for state in channels:
         does = f", {_failing(state, settings)}" if state.failures else ""
-        print(f"channel {state.name}: {state.sent} sent, {state.pending} waiting, {state.dead} given up{does}")
+        whose = f" of {state.origin}" if len({each.origin for each in channels if each.name == state.name}) > 1 else ""
+        print(f"channel {state.name}{whose}: {state.sent} sent, {state.pending} waiting, {state.dead} given up{does}")
     return 0
 
 
@@ -234,17 +235,18 @@ def _ack(args: Namespace) -> int:
 
 
 def _resolve(args: Namespace) -> int:
-    outbox = _outbox(_settings(need=True))
+    outbox = _outbox(_settings(need=False))
     return _done(args, outbox.resolve(args.key, args.by), outbox, "resolved")
 
 
-def _done(args: Namespace, incident: Incident | None, outbox: Outbox, what: str) -> int:
-    if incident is None:
+def _done(args: Namespace, incidents: Sequence[Incident], outbox: Outbox, what: str) -> int:
+    if not incidents:
         on = ", ".join(each.key for each in outbox.incidents()) or "nothing"
         raise MemwardenError(f"{args.key!r} is not on", where="alerts", mend=f"these are: {on}")
     if args.format == "json":
-        return _json(_plain(incident))
-    print(f"{what}: {incident.key}")
+        return _json(_plain(incidents[0]) if len(incidents) == 1 else [_plain(each) for each in incidents])
+    for each in incidents:
+        print(f"{what}: {each.key}{f' of {each.origin}' if len(incidents) > 1 else ''}")
     return 0
 
 

@@ -99,21 +99,31 @@ class Courier:
             self._outbox.went_out(notice.delivery_id)
             self._unmarked.append(notice.delivery_id)
 
-    def _send(self, notices: Sequence[Notice]) -> None:
+    def _send(self, notices: Sequence[Notice]) -> bool:
+        """Whether the channel may be tried on at once."""
         ids = [each.delivery_id for each in notices]
         try:
             self._channel.send(notices, timeout_s=self.use.timeout_s)
         except DeliveryError as error:
             if not error.recoverable and len(notices) > 1:
-                for each in notices:  # one of them may be the one that the receiver will never take
-                    self._send([each])
-                return
+                self._send_singly(notices)
+                return True
             self._failed(ids, str(error), recoverable=error.recoverable, retry_after_s=error.retry_after_s)
+            return not error.recoverable
         except Exception as error:  # noqa: BLE001  a channel may raise anything
             self._failed(ids, f"the channel raised {type(error).__name__}", recoverable=True, retry_after_s=None)
-        else:
-            self._unmarked += ids
-            self._mark()
+            return False
+        self._unmarked += ids
+        self._mark()
+        return True
+
+    def _send_singly(self, notices: Sequence[Notice]) -> None:
+        """One of them may be the one that the receiver will never take. What it may take later ends it for the rest."""
+        ids = [each.delivery_id for each in notices]
+        for number, each in enumerate(notices):
+            ours = self._outbox.renew(self.use, ids[number:])  # a lease is for one try
+            if each.delivery_id in ours and not self._send([each]):
+                return
 
     def _failed(self, ids: Sequence[str], error: str, *, recoverable: bool, retry_after_s: float | None) -> None:
         found = self._outbox.failed(self.use, ids, error, recoverable=recoverable, retry_after_s=retry_after_s)

@@ -24,6 +24,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 
 from memwarden.facts import Fact, Level
+from memwarden.tell.signals import ENDS
 from memwarden.units import format_bytes, format_duration, format_ratio
 
 TYPE_CHECKING = False
@@ -54,10 +55,14 @@ REASONS = {
     "machine": "the whole machine is short of memory, and says so",
     "acknowledged": "it is acknowledged",
     "untold": "nobody was told that it began",
+    "left": "whoever saw it is gone, and another may see it still",
     "waiting": "it must be quiet for longer, since it comes and goes",
 }
 # How often an inhibited state looks whether it still is.
 INHIBITED_S = 30.0
+# A state that all of a container see is over only so long after whoever said it left: its other processes try to lead
+# every second (`crew.LEAD_S`), and take what the dead left every 15 s (`sender.ADOPT_S`).
+HANDOVER_S = 20.0
 # What memwarden did that a recovery notice lists, and who is in a state, at most.
 MOST_ACTIONS, MOST_MEMBERS = 10, 200
 
@@ -67,9 +72,10 @@ class Incident(Fact):
 
     `members` are those who are in it with their levels; `top` is the highest of this `episode`, which began at
     `raised_unix_s`. `channels` says of each channel when it last heard of this key, at what level, in which episode.
-    `heard_unix_s` is when anybody last said that it lasts, `over_unix_s` since when nobody is in it; it is `open` until
-    that is told. `steps` of the escalation were told since `bad_unix_s`. `untold` counts what happened and was not told
-    one by one.
+    `heard_unix_s` is when anybody last said that it lasts, `over_unix_s` since when nobody is in it, `left_unix_s`
+    since when because whoever saw it is gone; it is `open` until that is told. `steps` of the escalation were told
+    since `bad_unix_s`. `untold` counts what happened and was not told one by one, for each channel. `origin` is
+    whose it is.
     """
 
     key: str
@@ -89,6 +95,7 @@ class Incident(Fact):
     before_unix_s: float | None = None
     over_unix_s: float | None = None
     over_text: str = ""
+    left_unix_s: float | None = None
     flapping: bool = False
     members: Mapping[str, int] = {}
     channels: Mapping[str, tuple[float, int, int]] = {}
@@ -100,10 +107,11 @@ class Incident(Fact):
     peak_bytes: int | None = None
     peak_ratio: float | None = None
     actions: tuple[str, ...] = ()
-    untold: int = 0
+    untold: Mapping[str, int] = {}
     told: int = 0
     held: str = ""
     heard_unix_s: float = 0.0
+    origin: str = ""
     details: Mapping[str, Any] = {}
     wake_unix_s: float | None = None
 
@@ -201,10 +209,10 @@ class Step(Fact):
 
 def take(incident: Incident | None, signal: Signal, scene: Scene) -> Step | None:
     """Step by a signal. None where it says that something is over of which nobody knew."""
-    if signal.what == "cleared":
+    if signal.what in ENDS:
         if incident is None or not incident.open or incident.once:
             return None
-        return _clear(incident, signal.member, signal.text, scene)
+        return _clear(incident, signal.member, signal.text, scene, leaves=signal.what == "left")
     if incident is None:
         incident = Incident(
             key=signal.key, kind=signal.kind, target=signal.target, host=signal.host, scope=signal.scope,
@@ -227,26 +235,75 @@ def wake(incident: Incident, scene: Scene) -> Step:
 
 
 def acknowledge(incident: Incident, by: str, scene: Scene) -> Step:
-    """Somebody deals with it: the escalation and reminders end, until it becomes worse or begins anew."""
+    """Somebody deals with it: the escalation and reminders end, until it becomes worse or begins anew.
+
+    Nobody is told by it, for whoever says so may not know the channels; who does looks at the state again at once.
+    """
     if not incident.open or incident.once:
         return Step(incident=incident)
-    known = incident.replace(acked_unix_s=scene.now, acked_by=by, acked_level=int(incident.level))
-    return _consider(known, scene, "acknowledged")
+    known = incident.replace(
+        acked_unix_s=scene.now, acked_by=by, acked_level=int(incident.level), wake_unix_s=scene.now
+    )  # fmt: skip
+    return Step(incident=known, news="acknowledged")
 
 
-def resolve(incident: Incident, by: str, scene: Scene) -> Step:
-    """Somebody says that it is over. It is raised again if it is not."""
+def resolve(incident: Incident, by: str, scene: Scene, *, here: bool = True) -> Step:
+    """Somebody says that it is over. It is raised again if it is not.
+
+    With `here` false nobody is told by it: whoever knows the channels looks at the state at once.
+    """
     if not incident.open or incident.once:
         return Step(incident=incident)
-    ended = incident.replace(members={}, over_unix_s=scene.now, over_text=f"resolved by {by}", flapping=False)
-    return _recover(ended, scene)
+    ended = incident.replace(
+        members={}, over_unix_s=scene.now, over_text=f"resolved by {by}", flapping=False, left_unix_s=None
+    )
+    return _recover(ended, scene) if here else Step(incident=ended.replace(wake_unix_s=scene.now))
 
 
-def forget_member(incident: Incident, member: str, why: str, scene: Scene) -> Step | None:
-    """A member is gone without a word. None where it was in nothing."""
+def forget_member(incident: Incident, member: str, why: str, scene: Scene, *, watched: bool = True) -> Step | None:
+    """A member is gone without a word; `watched` is whether others may see the state. None where it was in nothing."""
     if not incident.open or member not in incident.members:
         return None
-    return _clear(incident, member, why, scene)
+    return _clear(incident, member, why, scene, leaves=watched)
+
+
+def merge(ours: Incident, theirs: Incident, before: Incident | None, now: float) -> Incident:
+    """One state of two that were stepped apart from each other since `before`: whoever is in either is in it, less who
+    left one of them; whoever heard of either has heard of it. It is looked at at once.
+    """
+    newer, older = (ours, theirs) if ours.changed_unix_s >= theirs.changed_unix_s else (theirs, ours)
+    on, other = (newer, older) if newer.open or not older.open else (older, newer)
+    episode = max(ours.episode, theirs.episode) + (on.open and not other.open and on.episode == other.episode)
+    heard = dict(other.channels)
+    for name, each in on.channels.items():
+        if name not in heard or each[0] >= heard[name][0]:
+            heard[name] = each
+    channels = {
+        name: (at, level, episode if each_open and known == own else min(known, episode))
+        for name, (at, level, known) in heard.items()
+        for each_open, own in [
+            (on.open, on.episode) if heard[name] == on.channels.get(name) else (other.open, other.episode)
+        ]
+    }
+    merged = on.replace(
+        channels=channels, episode=episode, told=max(ours.told, theirs.told), wake_unix_s=now,
+        untold={name: max(on.untold.get(name, 0), other.untold.get(name, 0)) for name in {*on.untold, *other.untold}},
+    )  # fmt: skip
+    if not on.open:
+        return merged
+    known = before.members if before is not None and before.open else {}
+    both = {**ours.members, **theirs.members}
+    left = {name for name in known if name not in ours.members or name not in theirs.members}
+    members = {name: max(ours.members.get(name, 0), theirs.members.get(name, 0)) for name in both if name not in left}
+    acked = max(ours, theirs, key=lambda each: each.acked_unix_s or 0.0)
+    merged = merged.replace(
+        members=members, top=max(ours.top, theirs.top), steps=max(ours.steps, theirs.steps),
+        acked_unix_s=acked.acked_unix_s, acked_by=acked.acked_by, acked_level=acked.acked_level,
+        heard_unix_s=max(ours.heard_unix_s, theirs.heard_unix_s),
+    )  # fmt: skip
+    if members:
+        return merged.replace(level=Level(max(members.values())), over_unix_s=None, over_text="", left_unix_s=None)
+    return merged if merged.over_unix_s is not None else merged.replace(over_unix_s=now, over_text=other.over_text)
 
 
 # --- how a state begins, goes on and ends ----------------------------------------------------------------------------
@@ -265,7 +322,7 @@ def _raise(incident: Incident, signal: Signal, scene: Scene) -> Step:
             scope=signal.scope, host=signal.host,
         )  # fmt: skip
         news = "began"
-    elif incident.over_unix_s is not None:
+    elif incident.over_unix_s is not None and incident.left_unix_s is None:
         incident, news = incident.replace(flapping=True), "again"
     while len(members) > MOST_MEMBERS:
         members.pop(next(iter(members)))
@@ -276,7 +333,8 @@ def _raise(incident: Incident, signal: Signal, scene: Scene) -> Step:
         news = "fell"
     leads = signal.level >= level
     incident = incident.replace(
-        members=members, level=level, top=max(incident.top, level), heard_unix_s=now, over_unix_s=None, over_text="",
+        members=members, level=level, top=max(incident.top, level), heard_unix_s=now,
+        over_unix_s=None, over_text="", left_unix_s=None,
         changed_unix_s=now if news else incident.changed_unix_s,
         title=signal.title if leads else incident.title, text=signal.text if leads else incident.text,
         details=dict(signal.details) if leads and signal.details else incident.details, **_peak(incident, signal),
@@ -306,7 +364,8 @@ def _peak(incident: Incident, signal: Signal) -> dict[str, Any]:
     return found
 
 
-def _clear(incident: Incident, member: str, text: str, scene: Scene) -> Step:
+def _clear(incident: Incident, member: str, text: str, scene: Scene, *, leaves: bool = False) -> Step:
+    """One is in it no more: because it is over, or because it `leaves`, and knows nothing of what all see."""
     members = {name: level for name, level in incident.members.items() if name != member}
     if members:
         level = Level(max(members.values()))
@@ -314,21 +373,28 @@ def _clear(incident: Incident, member: str, text: str, scene: Scene) -> Step:
         changed = scene.now if news else incident.changed_unix_s
         fallen = incident.replace(members=members, level=level, changed_unix_s=changed)
         return _consider(_mark_bad(fallen, scene), scene, news)
-    over = incident.over_unix_s if incident.over_unix_s is not None else scene.now
-    return _recover(incident.replace(members={}, over_unix_s=over, over_text=text), scene)
+    over, left = incident.over_unix_s, None
+    if leaves and incident.scope != "process":
+        left = scene.now if over is None else incident.left_unix_s
+    over = over if over is not None else scene.now
+    return _recover(incident.replace(members={}, over_unix_s=over, over_text=text, left_unix_s=left), scene)
 
 
 def _recover(incident: Incident, scene: Scene) -> Step:
-    """It is over, once it was quiet for long enough; then everybody who heard of it hears that too."""
-    now, over = scene.now, incident.over_unix_s
+    """It is over, once it was quiet for long enough; then everybody who heard of it hears that too.
+
+    Where it was left, nobody knows whether it is: then it is over when nobody else took it up for long enough.
+    """
+    now, over, left = scene.now, incident.over_unix_s, incident.left_unix_s
     assert over is not None
-    if incident.flapping and now < over + scene.policy.flap_s:
-        waits = Decision(channel="", told=False, reason="waiting")
-        return Step(incident=incident.replace(wake_unix_s=over + scene.policy.flap_s), decisions=(waits,))
+    until = max(over + scene.policy.flap_s if incident.flapping else over, left + HANDOVER_S if left is not None else 0)
+    if now < until:
+        reason = "left" if left is not None else "waiting"
+        waits = Decision(channel="", told=False, reason=reason)
+        return Step(incident=incident.replace(wake_unix_s=until), decisions=(waits,))
     heard = [name for name, (_, _, episode) in incident.channels.items() if episode == incident.episode]
-    heard = [name for name in heard if name in scene.policy.channels]
     ended = incident.replace(
-        open=False, members={}, level=Level.NORMAL, changed_unix_s=now, wake_unix_s=None, held="",
+        open=False, members={}, level=Level.NORMAL, changed_unix_s=now, wake_unix_s=None, held="", left_unix_s=None,
         channels={
             name: (now if name in heard else at, level, episode)
             for name, (at, level, episode) in incident.channels.items()
@@ -487,7 +553,8 @@ def _tell(
     channels = dict(incident.channels)
     if not keep:
         channels |= {name: (scene.now, int(level), incident.episode) for name in names}
-    channels = {name: each for name, each in channels.items() if name in scene.policy.channels}
+    known = scene.policy.channels
+    channels = {name: each for name, each in channels.items() if name in known or each[2] == incident.episode}
     number = incident.told + 1
     told = Tell(
         what=what, level=level, channels=names, title=title, text=text, urgent=urgent, details=details, number=number
@@ -516,42 +583,53 @@ def _summarise(incident: Incident, scene: Scene) -> Step:
 
 
 def _tell_once(incident: Incident, scene: Scene, news: str) -> Step:
-    reason, until = _why_held(incident, scene)
-    names: list[str] = []
-    decisions: list[Decision] = []
-    wakes: list[float] = []
-    if reason:
-        decisions.append(Decision(channel="", told=False, reason=reason))
-        wakes.append(until)
-    for name, use in scene.policy.channels.items() if not reason else ():
-        last = incident.channels.get(name)
-        if use.tier:
-            why = "tier"
-        elif incident.level < use.level:
-            why = "level"
-        elif last is None or incident.level > last[1]:
-            why = ""
-        elif scene.now < last[0] + use.throttle_s:
-            why = "throttled"
-            wakes.append(last[0] + use.throttle_s)
-        else:
-            why = ""
-        reason_told = "summary" if incident.untold else "new"
-        decisions.append(Decision(channel=name, told=not why, reason=why or reason_told))
+    """Each channel for itself: what one has heard another may have to hear of later, and of how many there were."""
+    held, until = _why_held(incident, scene)
+    untold = _count_untold(incident, scene, 1 if news else 0)
+    decisions = [Decision(channel="", told=False, reason=held)] if held else []
+    wakes = [until] if held else []
+    groups: dict[int, list[str]] = {}
+    for name, use in scene.policy.channels.items() if not held else ():
+        why, again = _why_not_once(incident, use, untold.get(name, 0), scene)
+        told_as = "new" if news and untold.get(name) == 1 else "summary"
+        decisions.append(Decision(channel=name, told=not why, reason=why or told_as))
         if not why:
-            names.append(name)
-    if not names:
-        more = incident.untold + (1 if news else 0)
-        wake_at = min((at for at in wakes if at > scene.now), default=None)
-        return Step(incident=incident.replace(untold=more, wake_unix_s=wake_at), decisions=tuple(decisions), news=news)
-    untold = incident.untold - (0 if news else 1)  # the one whose words these are is not one of the others
-    text = incident.text + (f" (and {untold} more since the last notice)" if untold > 0 else "")
-    incident = incident.replace(episode=incident.episode + 1, untold=0, wake_unix_s=None)
-    incident, told = _tell(
-        incident, "raised", names, scene, title=incident.title, text=text, details=dict(incident.details),
-        urgent=incident.level is Level.EMERGENCY, level=incident.level,
-    )  # fmt: skip
-    return Step(incident=incident, tells=(told,), decisions=tuple(decisions), news=news)
+            groups.setdefault(untold.pop(name), []).append(name)
+        elif again is not None:
+            wakes.append(again)
+    wake_at = min((at for at in wakes if at > scene.now), default=None)
+    episode = incident.episode + 1 if groups else incident.episode
+    incident = incident.replace(untold=untold, wake_unix_s=wake_at, episode=episode)
+    tells = []
+    for count, names in groups.items():  # the one whose words these are is not one of the others
+        more = f" (and {count - 1} more since the last notice)" if count > 1 else ""
+        incident, told = _tell(
+            incident, "raised", names, scene, title=incident.title, text=incident.text + more,
+            details=dict(incident.details), urgent=incident.level is Level.EMERGENCY, level=incident.level,
+        )  # fmt: skip
+        tells.append(told)
+    return Step(incident=incident, tells=tuple(tells), decisions=tuple(decisions), news=news)
+
+
+def _count_untold(incident: Incident, scene: Scene, more: int) -> dict[str, int]:
+    """How many each channel has not heard of, with this one where it is to hear of it."""
+    found: dict[str, int] = {}
+    for name, use in scene.policy.channels.items():
+        hears = not use.tier and incident.level >= use.level
+        count = incident.untold.get(name, 0) + (more if hears else 0)
+        if count:
+            found[name] = count
+    return found
+
+
+def _why_not_once(incident: Incident, use: ChannelUse, untold: int, scene: Scene) -> tuple[str, float | None]:
+    """Why a channel does not hear of what happened now ("" where it does), and when to look again."""
+    last = incident.channels.get(use.name)
+    if not untold:
+        return "tier" if use.tier else "level" if incident.level < use.level else "told", None
+    if last is not None and incident.level <= last[1] and scene.now < last[0] + use.throttle_s:
+        return "throttled", last[0] + use.throttle_s
+    return "", None
 
 
 def note_action(incident: Incident, words: str) -> Incident:

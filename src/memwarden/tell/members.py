@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+from memwarden.blackbox import SIZE, find_boxes, read_box
+from memwarden.errors import BlackBoxError
+
 _STATE, _START = 0, 19  # of the words behind the name in /proc/PID/stat (proc(5): fields 3 and 22)
 
 
@@ -24,20 +27,48 @@ def member_with(pid: int) -> str:
 
 def is_gone(member: str) -> bool:
     """Whether that process is known to be gone. False for one of another namespace, and for what is no process."""
+    return _is_there(member) is False
+
+
+def is_living(member: str) -> bool:
+    """Whether that process is known to live. False likewise."""
+    return _is_there(member) is True
+
+
+def _is_there(member: str) -> bool | None:
+    """Whether there is such a process; None where that cannot be known."""
     parts = member.split(":")
     if len(parts) != 3 or not all(part.isascii() and part.isdigit() and len(part) < 20 for part in parts):
-        return False
+        return None
     namespace, pid, start = (int(part) for part in parts)
     if not namespace or namespace != _namespace() or not pid:
-        return False
+        return None
     found = _start_of(pid)
-    return found is None or (start not in (0, found))
+    return found is not None and start in (0, found)
 
 
 def is_foreign(member: str) -> bool:
     """Whether it is a process of another pid namespace, of which nothing can be known here."""
     namespace, _, rest = member.partition(":")
     return ":" in rest and namespace not in ("", str(_namespace()))
+
+
+def is_alone(run_folder: str | None, own: str | None) -> bool:
+    """Whether no other process is known to live that could tell of what all see: of the cgroup of our own box, where
+    there is one, else of any.
+    """
+    if run_folder is None:
+        return True
+    try:
+        cgroup = read_box(own).cgroup if own is not None else None
+        paths = [path for path in find_boxes(run_folder) if path != own and os.path.getsize(path) > SIZE]
+        boxes = [read_box(path) for path in paths]
+    except (OSError, BlackBoxError):
+        return True
+    return not any(
+        not box.ended and cgroup in (None, box.cgroup) and is_living(member_of(box.pid, box.start_ticks))
+        for box in boxes
+    )
 
 
 def _namespace() -> int:

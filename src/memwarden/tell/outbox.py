@@ -28,6 +28,8 @@ import logging
 import os
 import sqlite3
 from binascii import hexlify
+from typing import NamedTuple
+from urllib.parse import quote
 
 from memwarden.errors import StoreError
 from memwarden.facts import Alert, Fact, Level, Notice
@@ -40,12 +42,14 @@ from memwarden.tell.engine import (
     Step,
     acknowledge,
     forget_member,
+    merge,
     note_action,
     resolve,
     take,
     wake,
 )
 from memwarden.tell.members import is_foreign, is_gone, own_member
+from memwarden.tell.settings import LONGEST_TIMEOUT_S
 from memwarden.tell.transfer import TABLES, copy, put, rows_of, salvage
 
 TYPE_CHECKING = False
@@ -73,6 +77,7 @@ MOST_TITLE, MOST_TEXT, MOST_DETAILS = 200, 2_000, 4_096
 BATCH = 20
 # A lease lasts longer than a send may take, which the channel keeps by itself.
 LEASE_MARGIN_S = 15.0
+LONGEST_LEASE_S = LONGEST_TIMEOUT_S + LEASE_MARGIN_S
 # The rests of a channel that fails: 1 s, doubled up to 5 min, of which a random half is waited.
 FIRST_REST_S, LONGEST_REST_S = 1.0, 300.0
 LONGEST_RETRY_AFTER_S = 3600.0
@@ -81,7 +86,9 @@ _WAKES = 200
 MOST_PAST = 900
 # What is for a channel that nobody has any more is kept for so many times `give_up_s`.
 UNTRIED = 7
-TOO_MANY = "too many were waiting"
+# What is given up after a time must have been tried for so long: longer than a network takes to come up again.
+LEAST_TRIED_S = 3600.0
+TOO_MANY, OVERTAKEN = "too many were waiting", "it is on again, and that was told"
 # Whoever is in a state says so every ten minutes (`sender.ASSERT_S`).
 SILENT_S = 3600.0
 
@@ -117,6 +124,7 @@ class ChannelState(Fact):
     dead: int
     error: str
     pending: int = 0
+    origin: str = ""
 
 
 class Failure(Fact):
@@ -133,6 +141,7 @@ class Outbox:
 
     A damaged store is moved aside and a new one begun: `moved` names where the old one is. Where none can be written it
     lives in memory: `degraded` says why, and `recover` tries again; with `or_memory` false that is a StoreError.
+    With `stays` what is in memory, for the reason that `memory` gives, never goes anywhere else.
     `hurry` is asked while the file is locked by somebody else: true ends the waiting, which else is 5 s.
     `store`, where given, is an open one that is used as it is, for whoever only asks.
     """
@@ -146,18 +155,20 @@ class Outbox:
         clock: Clock,
         random: Callable[[], float] | None = None,
         memory: str = "",
+        stays: bool = False,
         store: Store | None = None,
         or_memory: bool = True,
         hurry: Callable[[], bool] | None = None,
     ) -> None:
-        self._hurry = hurry
+        self._hurry, self._stays = hurry, stays
         self._settings, self._folder, self._environ, self._clock = settings, folder, environ, clock
-        self._policy = settings.policy
+        self._policy, self.origin = settings.policy, settings.origin
         self._random = random if random is not None else _random
         self._me = f"{own_member()}/{hexlify(os.urandom(4)).decode()}"  # two of one process are two deliverers
         self._count = self._claims = 0
         self.moved: list[str] = []
         self.dropped = 0
+        self._seeded: dict[tuple[str, str], str] = {}  # states as they were when memory took over
         self._past: dict[str, float | None] = {}  # deliveries that went past the file, and when; None: on their way
         self._store = store or (self._in_memory(memory) if memory else self._open(or_memory=or_memory))
 
@@ -177,7 +188,7 @@ class Outbox:
         store = self._store_of(or_memory=or_memory)
         if moved:
             try:
-                waiting = salvage(moved, store)
+                waiting = salvage(moved, store, self._put_state)
             except StoreError as failed:
                 logging.getLogger(_log).warning("what waits in %s could not be taken over: %s", moved, failed)
             else:
@@ -200,7 +211,7 @@ class Outbox:
             raise error
         try:
             path = os.path.join(folder, FILE_NAME)
-            if _is_sound(path):
+            if not os.path.exists(path) or _is_sound(path):
                 return ""
             to = f"{path}.damaged-{int(self._clock.wall() * 1000)}"
             for end in ("", "-wal", "-shm"):
@@ -224,7 +235,7 @@ class Outbox:
 
     def recover(self) -> bool:
         """Try the file again where it is in memory only, or damaged; what is in memory goes there. Whether it did."""
-        if not self._store.degraded:
+        if not self._store.degraded or self._stays:
             return False
         try:
             fresh = self._open(or_memory=False)
@@ -233,14 +244,31 @@ class Outbox:
         old = self._store
         try:
             with old.transaction() as db:  # until the end of it nobody changes what is copied
-                copy({name: rows_of(db, name) for name in TABLES}, fresh, self._put_down)
+                copy({name: rows_of(db, name) for name in TABLES}, fresh, self._put_state, self._put_down)
                 self._store = fresh
                 old.retire()
         except StoreError:
             fresh.close()
             return False
+        self._seeded.clear()
         old.close()
         return True
+
+    def _put_state(self, db: sqlite3.Connection, columns: Sequence[str], row: Sequence[Any]) -> None:
+        """One of another store: what did not change there since it came from here says nothing; else both count."""
+        values = dict(zip(columns, row, strict=True))
+        origin, key, text = (values[name] for name in ("origin", "key", "state"))
+        before = self._seeded.get((origin, key))
+        if text == before:
+            return
+        if origin:
+            db.execute("DELETE FROM alert_states WHERE origin = '' AND key = ?", (key,))  # it was taken over
+        found = db.execute("SELECT state FROM alert_states WHERE origin = ? AND key = ?", (origin, key)).fetchone()
+        if found is None or found[0] == before:
+            put(db, "alert_states", columns, tuple(row), or_what="REPLACE")
+        elif found[0] != text:
+            known = _incident(before) if before is not None else None
+            _save(db, merge(_incident(text), _incident(found[0]), known, self._clock.wall()))
 
     def _put_down(self, db: sqlite3.Connection) -> None:
         """What went out while the file could not be told, in the file."""
@@ -283,6 +311,9 @@ class Outbox:
         rows["alert_deliveries"] = rows_of(db, "alert_deliveries", f"id IN ({marks})", ids)
         theirs = f"seq IN (SELECT event FROM alert_deliveries WHERE id IN ({marks}))"  # noqa: S608  question marks
         rows["alert_events"] = rows_of(db, "alert_events", theirs, ids)
+        columns, values = rows["alert_states"]
+        at = [columns.index(name) for name in ("origin", "key", "state")]
+        self._seeded = {(row[at[0]], row[at[1]]): row[at[2]] for row in values}
         with memory.transaction() as fresh:
             for name, (columns, values) in rows.items():
                 for row in values:
@@ -307,12 +338,13 @@ class Outbox:
         found: list[tuple[str, Notice]] = []
         incidents: dict[str, Incident] = {}
         with self._store.reading() as db:
-            rests = {name: _channel(db, name).not_before_unix_s for name in self._policy.channels}
+            now = self._clock.wall()
+            rests = {name for name in self._policy.channels if _rests(self._channel(db, name), now)}
             for signal in signals:
                 taken = db.execute("SELECT 1 FROM alert_taken WHERE id = ?", (signal.id,)).fetchone()
-                if taken or signal.kind in self._settings.mute:
+                if taken or signal.kind in self._settings.mute or not self.is_ours(signal.origin):
                     continue
-                known = incidents.get(signal.key) or _load(db, signal.key)
+                known = incidents.get(signal.key) or self._load(db, signal.key)
                 step = take(known, signal, self._scene(db, signal.key, signal.target))
                 if step is None:
                     continue
@@ -321,7 +353,7 @@ class Outbox:
                     (channel, self._notice_of(signal, step.incident, told, f"{signal.id}.{number}.{channel}"))
                     for number, told in enumerate(step.tells)
                     for channel in told.channels
-                    if told.urgent and rests[channel] <= self._clock.wall()
+                    if told.urgent and channel not in rests
                 ]
         found = [each for each in found if each[1].delivery_id not in self._past]
         for _, notice in found:
@@ -378,7 +410,7 @@ class Outbox:
         return made
 
     def _take(self, db: sqlite3.Connection, signal: Signal) -> int:
-        incident = _load(db, signal.key)
+        incident = self._load(db, signal.key)
         if incident is None and not self._has_room(db):
             self.dropped += 1
             return 0
@@ -391,67 +423,112 @@ class Outbox:
 
     def _note_action(self, db: sqlite3.Connection, signal: Signal) -> None:
         """What memwarden did belongs to the states that are on, of that target and of whoever did it."""
-        for (text,) in db.execute("SELECT state FROM alert_states WHERE open = 1").fetchall():
-            incident = _incident(text)
+        for incident in self._open_ones(db):
             if incident.target == signal.target or signal.member in incident.members:
-                _save(db, note_action(incident, signal.text))
+                self._save(db, note_action(incident, signal.text))
+
+    def _open_ones(self, db: sqlite3.Connection) -> list[Incident]:
+        query = f"SELECT state FROM alert_states WHERE open = 1 AND {_OURS}"  # noqa: S608  our words
+        return [_incident(text) for (text,) in db.execute(query, (self.origin,)).fetchall()]
 
     def wake(self) -> float | None:
-        """Step every state whose time has come; when the next one's will, in Unix seconds."""
+        """Step every state of ours whose time has come; when the next one's will, in Unix seconds."""
         now = self._clock.wall()
-        due = "SELECT key FROM alert_states WHERE wake_unix_s <= ? ORDER BY wake_unix_s LIMIT ?"
+        due = f"SELECT key FROM alert_states WHERE wake_unix_s <= ? AND {_OURS} ORDER BY wake_unix_s LIMIT ?"  # noqa: S608  our words
+        later = f"SELECT min(wake_unix_s) FROM alert_states WHERE wake_unix_s IS NOT NULL AND {_OURS}"  # noqa: S608  likewise
         with self._store.transaction() as db:
-            for (key,) in db.execute(due, (now, _WAKES)).fetchall():
-                incident = _load(db, key)
+            for (key,) in db.execute(due, (now, self.origin, _WAKES)).fetchall():
+                incident = self._load(db, key)
                 if incident is not None:
                     self._write(db, wake(incident, self._scene(db, key, incident.target)), "", now)
-            found = db.execute("SELECT min(wake_unix_s) FROM alert_states WHERE wake_unix_s IS NOT NULL").fetchone()[0]
+            found = db.execute(later, (self.origin,)).fetchone()[0]
         return None if found is None else max(float(found), now + 0.001)
 
-    def sweep(self) -> int:
+    def sweep(self, watched: Callable[[], bool] = lambda: True) -> int:
         """Whoever was in a state and is gone without a word is in it no more; how many those were.
 
+        `watched` says whether others are there who may see what all of a container see.
         Of a process of another pid namespace nothing is known: it is gone when nobody said for an hour that it lasts.
         """
         found, now = 0, self._clock.wall()
         with self._store.transaction() as db:
-            for (text,) in db.execute("SELECT state FROM alert_states WHERE open = 1").fetchall():
-                incident = _incident(text)
-                for member in incident.members:
-                    silent = is_foreign(member) and now - incident.heard_unix_s > SILENT_S
-                    if is_gone(member) or silent:
-                        scene = self._scene(db, incident.key, incident.target)
-                        why = f"the process that had it is gone (pid {member.split(':')[1]})"
-                        step = forget_member(incident, member, why, scene)
-                        if step is not None:
-                            self._write(db, step, "", scene.now)
-                            incident = step.incident
-                            found += 1
+            for each in self._open_ones(db):
+                gone = [member for member in each.members if _is_silent(member, each, now)]
+                incident = each
+                for member in gone:
+                    scene = self._scene(db, incident.key, incident.target)
+                    why = f"the process that had it is gone (pid {member.split(':')[1]})"
+                    step = forget_member(incident, member, why, scene, watched=watched())
+                    if step is not None:
+                        self._write(db, step, "", now)
+                        incident = step.incident
+                        found += 1
         return found
 
-    def acknowledge(self, key: str, by: str) -> Incident | None:
-        """Somebody deals with it; the state then, None where there is none that is on."""
-        return self._by_hand(key, acknowledge, by)
+    def acknowledge(self, key: str, by: str) -> tuple[Incident, ...]:
+        """Somebody deals with it; the states then, of whomever they are, none where none is on."""
+        return self._by_hand(key, lambda incident, scene: acknowledge(incident, by, scene))
 
-    def resolve(self, key: str, by: str) -> Incident | None:
-        """Somebody says that it is over; the state then, None where there is none that is on."""
-        return self._by_hand(key, resolve, by)
+    def resolve(self, key: str, by: str) -> tuple[Incident, ...]:
+        """Somebody says that it is over; the states then, of whomever they are, none where none is on.
 
-    def _by_hand(self, key: str, step: Callable[[Incident, str, Scene], Step], by: str) -> Incident | None:
+        Of others', whose channels are not known here, those tell who have them, at their next look.
+        """
+
+        def step(incident: Incident, scene: Scene) -> Step:
+            return resolve(incident, by, scene, here=self.is_ours(incident.origin))
+
+        return self._by_hand(key, step)
+
+    def _by_hand(self, key: str, step: Callable[[Incident, Scene], Step]) -> tuple[Incident, ...]:
+        found = []
         with self._store.transaction() as db:
-            incident = _load(db, key)
-            if incident is None or not incident.open:
-                return None
-            done = step(incident, by, self._scene(db, key, incident.target))
-            self._write(db, done, "", self._clock.wall())
-            return done.incident
+            query = "SELECT state FROM alert_states WHERE key = ? AND open = 1 ORDER BY origin"
+            for (text,) in db.execute(query, (key,)).fetchall():
+                incident = _incident(text)
+                done = step(incident, self._scene(db, key, incident.target))
+                self._write(db, done, "", self._clock.wall())
+                found.append(done.incident)
+        return tuple(found)
+
+    def is_ours(self, origin: str) -> bool:
+        """Whether we step and deliver what is of this origin: our own, and what nobody's is."""
+        return origin in (self.origin, "")
+
+    def _load(self, db: sqlite3.Connection, key: str) -> Incident | None:
+        """Our state of this key; else one that nobody's is, which becomes ours when it is written."""
+        query = f"SELECT state FROM alert_states WHERE key = ? AND {_OURS} ORDER BY origin DESC LIMIT 1"  # noqa: S608  our words
+        row = db.execute(query, (key, self.origin)).fetchone()
+        return _incident(row[0]) if row is not None else None
+
+    def _save(self, db: sqlite3.Connection, incident: Incident) -> Incident:
+        """As it is written: with whose it is."""
+        if not incident.origin and self.origin:
+            db.execute("DELETE FROM alert_states WHERE origin = '' AND key = ?", (incident.key,))
+            incident = incident.replace(origin=self.origin)
+        _save(db, incident)
+        return incident
+
+    def _channel(self, db: sqlite3.Connection, name: str) -> ChannelState:
+        """Ours of this name; else what is known of it since before there were origins."""
+        columns = ", ".join(_CHANNEL)
+        query = f"SELECT {columns} FROM alert_channels WHERE name = ? AND {_OURS} ORDER BY origin DESC LIMIT 1"  # noqa: S608  our names
+        row = db.execute(query, (name, self.origin)).fetchone()
+        return ChannelState(**dict(zip(_CHANNEL, row, strict=True))) if row else _new_channel(name, self.origin)
+
+    def _put_channel(self, db: sqlite3.Connection, state: ChannelState) -> None:
+        if not state.origin and self.origin:
+            db.execute("DELETE FROM alert_channels WHERE origin = '' AND name = ?", (state.name,))
+            state = state.replace(origin=self.origin)
+        values = [getattr(state, name) for name in _CHANNEL]
+        db.execute("INSERT OR REPLACE INTO alert_channels VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
 
     def _scene(self, db: sqlite3.Connection, key: str, target: str) -> Scene:
         now = self._clock.wall()
         others = db.execute(
             "SELECT key, kind, target, scope, level FROM alert_states WHERE open = 1 AND level >= 2 AND key != ? "
-            "AND (target = ? OR scope = 'machine') ORDER BY level DESC LIMIT 50",
-            (key, target),
+            "AND ((target = ? AND origin IN (?, '')) OR scope = 'machine') ORDER BY level DESC LIMIT 50",
+            (key, target, self.origin),
         ).fetchall()
         return Scene(
             now=now,
@@ -462,8 +539,7 @@ class Outbox:
 
     def _write(self, db: sqlite3.Connection, step: Step, signal: str, unix_s: float) -> int:
         """The state, and an event with its deliveries for everything that is told; how many deliveries."""
-        incident = step.incident
-        _save(db, incident)
+        incident = self._save(db, step.incident)
         why = {each.channel or "*": each.reason for each in step.decisions}
         if why:
             logging.getLogger(_log).debug("%s %s: %s", incident.key, step.news or "still", why)
@@ -498,10 +574,11 @@ class Outbox:
         due = now if told.urgent else now + self._policy.group_s
         if event is None:  # it is in there already
             return 0
-        rows = [(f"{name}.{channel}", event, channel, int(told.urgent), due, now) for channel in told.channels]
-        db.executemany(
-            "INSERT OR IGNORE INTO alert_deliveries VALUES (?, ?, ?, 'pending', ?, 0, ?, ?, NULL, '', 0, '')", rows
-        )
+        rows = [
+            (f"{name}.{channel}", event, channel, int(told.urgent), due, now, self.origin)
+            for channel in told.channels
+        ]  # fmt: skip
+        db.executemany(_NEW_DELIVERY, rows)
         for row in rows:
             if row[0] in self._past:
                 self._join(db, row[0], row[2])
@@ -524,10 +601,11 @@ class Outbox:
     ) -> int | None:  # fmt: skip
         done = db.execute(
             "INSERT OR IGNORE INTO alert_events (id, key, kind, what, level, title, text, unix_s, target, host, "
-            "details, why) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "details, why, origin) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 name, incident.key, incident.kind, what, int(level), title[:MOST_TITLE], text[:MOST_TEXT], unix_s,
                 incident.target, incident.host, _details(self._with_runbook(details)), json.dumps(why),
+                incident.origin or self.origin,
             ),
         )  # fmt: skip
         return done.lastrowid if done.rowcount else None
@@ -547,10 +625,10 @@ class Outbox:
                 level=notice.level, details=notice.details, why={}, unix_s=notice.unix_s,
             )  # fmt: skip
             now = self._clock.wall()
-            rows = [(f"{notice.delivery_id}.{channel}", event, channel, 1, now, now) for channel in channels]
-            db.executemany(
-                "INSERT OR IGNORE INTO alert_deliveries VALUES (?, ?, ?, 'pending', ?, 0, ?, ?, NULL, '', 0, '')", rows
-            )
+            rows = [
+                (f"{notice.delivery_id}.{channel}", event, channel, 1, now, now, self.origin) for channel in channels
+            ]  # fmt: skip
+            db.executemany(_NEW_DELIVERY, rows)
 
     # --- deliveries ------------------------------------------------------------------------------------------------
 
@@ -561,40 +639,69 @@ class Outbox:
         """
         now = self._clock.wall()
         with self._store.transaction() as db:
-            state = _channel(db, use.name)
+            state = self._channel(db, use.name)
             self._bury_old(db, use.name, now)
-            rows = db.execute(
-                "SELECT d.id, d.urgent, d.owner, d.lease_unix_s, d.attempts, d.made_unix_s, e.key, e.kind, e.what, "
-                "e.level, e.title, e.text, e.unix_s, e.target, e.host, e.details, d.due_unix_s FROM alert_deliveries d "
-                "JOIN alert_events e ON e.seq = d.event WHERE d.state = 'pending' AND d.channel = ? "
-                "ORDER BY d.urgent DESC, d.event LIMIT ?",
-                (use.name, most * 4),
-            ).fetchall()
-            leased = [row for row in rows if row[3] > now and self._is_others(row[2])]
-            free = [row for row in rows if row not in leased]
-            due = [row for row in free if row[16] <= now or not waits]
-            if leased:
-                due = [row for row in due if row[1]]
-            if not due or state.not_before_unix_s > now:
+            if _rests(state, now):
                 return None
-            # What was tried together is tried together again, so that the receiver knows the whole message again.
-            before = due[0][2]
-            # What is not due yet goes along with what is: they came together.
-            together = [row for row in free if row[2] == before and (before or row[1] == due[0][1])]
-            batch = [row for row in together if row[1] or not leased][:most]
-            lease, self._claims = now + use.timeout_s + LEASE_MARGIN_S, self._claims + 1
+            rows = self._waiting(db, use.name, most * 4)
+            leased = [row for row in rows if row.is_leased(now) and self._is_others(row.owner)]
+            free = [row for row in rows if row not in leased and not self._is_overtaken(db, row, now)]
+            due = [row for row in free if row.is_due(now, self._policy.group_s) or not waits]
+            if leased:
+                due = [row for row in due if row.urgent]
+            if not due:
+                return None
+            batch = _batch(free, due, state.failures, use.attempts, most, alone=not leased)
+            self._claims += 1
             owner = f"{self._me}/{self._claims}"
-            for row in batch:
-                db.execute(
-                    "UPDATE alert_deliveries SET owner = ?, lease_unix_s = ?, attempts = attempts + 1 WHERE id = ?",
-                    (owner, lease, row[0]),
-                )
+            self._lease(db, owner, batch, now, now + use.timeout_s + LEASE_MARGIN_S)
             return Claim(
                 channel=use.name,
                 notices=tuple(_notice(row) for row in batch),
-                attempts=max(row[4] for row in batch) + 1,
-                made_unix_s=min(row[5] for row in batch),
+                attempts=max(row.attempts for row in batch) + 1,
+                made_unix_s=min(row.made_unix_s for row in batch),
             )
+
+    def renew(self, use: ChannelUse, ids: Sequence[str]) -> set[str]:
+        """Have those that are ours still for as long as another try may take; which those are."""
+        until, found = self._clock.wall() + use.timeout_s + LEASE_MARGIN_S, set()
+        query = "UPDATE alert_deliveries SET lease_unix_s = ? WHERE id = ? AND state = 'pending' AND owner GLOB ?"
+        with self._store.transaction() as db:
+            for each in ids:
+                if db.execute(query, (until, each, f"{self._me}/*")).rowcount:
+                    found.add(each)
+        return found
+
+    def _waiting(self, db: sqlite3.Connection, channel: str, most: int) -> list[_Waiting]:
+        """What is to be delivered by a channel, the urgent first, in order."""
+        query = (
+            f"SELECT {', '.join(_COLUMNS)} FROM alert_deliveries d JOIN alert_events e ON e.seq = d.event "  # noqa: S608  our names
+            "WHERE d.state = 'pending' AND d.channel = ? AND d.origin IN (?, '') "
+            "ORDER BY d.urgent DESC, d.event LIMIT ?"
+        )
+        return [_Waiting(*row) for row in db.execute(query, (channel, self.origin, most))]
+
+    @staticmethod
+    def _lease(db: sqlite3.Connection, owner: str, batch: Sequence[_Waiting], now: float, until: float) -> None:
+        for row in batch:
+            db.execute(
+                "UPDATE alert_deliveries SET owner = ?, lease_unix_s = ?, attempts = attempts + 1, "
+                "tried_unix_s = coalesce(tried_unix_s, ?) WHERE id = ?",
+                (owner, until, now, row.id),
+            )
+
+    def _is_overtaken(self, db: sqlite3.Connection, row: _Waiting, now: float) -> bool:
+        """Whether it says that something is over, and the receiver has heard since that it is on: then it is dead."""
+        if row.what != "recovered":
+            return False
+        later = db.execute(
+            "SELECT 1 FROM alert_events e JOIN alert_deliveries d ON d.event = e.seq WHERE e.key = ? AND e.seq > ? "
+            "AND d.channel = ? AND d.origin IN (?, '') AND d.state = 'sent' LIMIT 1",
+            (row.key, row.event, row.channel, self.origin),
+        ).fetchone()
+        if later is not None:
+            self._bury(db, [row.id], OVERTAKEN, now)
+        return later is not None
 
     def _is_others(self, owner: str) -> bool:
         """Whether a lease is that of somebody else who may still be at it; one of our own was cut short."""
@@ -604,7 +711,7 @@ class Outbox:
         """They are delivered. Whether the channel had been failing."""
         with self._store.transaction() as db:
             state = self._count_sent(db, channel, ids)
-            _put_channel(db, state.replace(failures=0, not_before_unix_s=0.0, since_unix_s=None, error=""))
+            self._put_channel(db, state.replace(failures=0, not_before_unix_s=0.0, since_unix_s=None, error=""))
         return state.failures > 0
 
     def _count_sent(self, db: sqlite3.Connection, channel: str, ids: Sequence[str]) -> ChannelState:
@@ -619,9 +726,9 @@ class Outbox:
             found += done
             if self._store.degraded:
                 self._note_past(each, now)  # the file, where it may be too, is told later
-        state = _channel(db, channel)
+        state = self._channel(db, channel)
         state = state.replace(sent=state.sent + found)
-        _put_channel(db, state)
+        self._put_channel(db, state)
         return state
 
     def failed(
@@ -630,10 +737,10 @@ class Outbox:
         """They were not delivered: for now, then the channel rests; or for good, then they are dead."""
         now, error = self._clock.wall(), error[:500]
         with self._store.transaction() as db:
-            state = _channel(db, use.name)
+            state = self._channel(db, use.name)
             if not recoverable:
                 dead = self._bury(db, ids, error, now)
-                _put_channel(db, state.replace(dead=state.dead + dead, error=error))
+                self._put_channel(db, state.replace(dead=state.dead + dead, error=error))
                 return Failure(failures=state.failures, not_before_unix_s=now, dead=dead, down_now=False)
             failures = state.failures + 1
             rest_s = min(LONGEST_REST_S, FIRST_REST_S * 2 ** min(failures - 1, 20)) * (0.5 + self._random() / 2)
@@ -647,7 +754,7 @@ class Outbox:
             # Only now, when it was tried once more: a machine that slept for days must not wake up to dead alerts.
             old = [each for each in ids if self._is_old(db, use, each, now)]
             dead = self._bury(db, old, "", now)
-            _put_channel(
+            self._put_channel(
                 db,
                 state.replace(
                     failures=failures, not_before_unix_s=now + rest_s, error=error, dead=state.dead + dead,
@@ -659,54 +766,68 @@ class Outbox:
     def next_due(self, channel: str) -> float | None:
         """When there will be something to send for it, in Unix seconds; None where there is nothing."""
         with self._store.transaction() as db:
+            now = self._clock.wall()
             found = db.execute(
-                "SELECT min(max(due_unix_s, CASE WHEN owner GLOB ? THEN 0 ELSE lease_unix_s END)) "
-                "FROM alert_deliveries WHERE state = 'pending' AND channel = ?",
-                (f"{self._me}/*", channel),
+                "SELECT min(max(CASE WHEN due_unix_s > ? THEN 0 ELSE due_unix_s END, "
+                "CASE WHEN owner GLOB ? OR lease_unix_s > ? THEN 0 ELSE lease_unix_s END)) "
+                "FROM alert_deliveries WHERE state = 'pending' AND channel = ? AND origin IN (?, '')",
+                (now + self._policy.group_s, f"{self._me}/*", now + LONGEST_LEASE_S, channel, self.origin),
             ).fetchone()[0]
-            return None if found is None else max(float(found), _channel(db, channel).not_before_unix_s)
+            if found is None:
+                return None
+            state = self._channel(db, channel)
+            return max(float(found), state.not_before_unix_s if _rests(state, now) else 0.0)
 
     def _is_old(self, db: sqlite3.Connection, use: ChannelUse, name: str, now: float) -> bool:
+        """Whether it waited for too long, and not only because nobody was there to try: a machine may have slept."""
         row = db.execute(
-            "SELECT made_unix_s, attempts FROM alert_deliveries WHERE id = ? AND state = 'pending'", (name,)
+            "SELECT made_unix_s, attempts, tried_unix_s FROM alert_deliveries WHERE id = ? AND state = 'pending'",
+            (name,),
         ).fetchone()
         if row is None:
             return False
+        made, attempts, tried = row
         after = use.give_up_after if use.give_up_after is not None else self._settings.give_up_s
-        return bool(row[1] >= after if isinstance(after, int) else row[0] < now - after)
+        if isinstance(after, int):
+            return bool(attempts >= after)
+        return bool(made < now - after and (tried is None or tried < now - min(after, LEAST_TRIED_S)))
 
     def _bury_old(self, db: sqlite3.Connection, channel: str, now: float) -> None:
         """What nobody even tried to deliver for far too long, and the oldest of what is far too much, is dead."""
         old = db.execute(
-            "SELECT id FROM alert_deliveries WHERE state = 'pending' AND channel = ? AND made_unix_s < ? LIMIT 100",
-            (channel, now - UNTRIED * self._settings.give_up_s),
+            "SELECT id FROM alert_deliveries WHERE state = 'pending' AND channel = ? AND origin IN (?, '') "
+            "AND made_unix_s < ? LIMIT 100",
+            (channel, self.origin, now - UNTRIED * self._settings.give_up_s),
         ).fetchall()
         dead = self._bury(db, [each for (each,) in old], "", now) if old else 0
         count = db.execute(
-            "SELECT count(*) FROM alert_deliveries WHERE state = 'pending' AND channel = ?", (channel,)
+            "SELECT count(*) FROM alert_deliveries WHERE state = 'pending' AND channel = ? AND origin IN (?, '')",
+            (channel, self.origin),
         ).fetchone()[0]
         if count > MOST_PENDING:
             over = db.execute(
-                "SELECT id FROM alert_deliveries WHERE state = 'pending' AND channel = ? AND urgent = 0 "
-                "ORDER BY event LIMIT ?",
-                (channel, count - MOST_PENDING),
+                "SELECT id FROM alert_deliveries WHERE state = 'pending' AND channel = ? AND origin IN (?, '') "
+                "AND lease_unix_s <= ? ORDER BY urgent, event LIMIT ?",
+                (channel, self.origin, now, count - MOST_PENDING),
             ).fetchall()
             dead += self._bury(db, [each for (each,) in over], TOO_MANY, now)
         if dead:
-            state = _channel(db, channel)
-            _put_channel(db, state.replace(dead=state.dead + dead))
+            state = self._channel(db, channel)
+            self._put_channel(db, state.replace(dead=state.dead + dead))
             why = state.error or (TOO_MANY if count > MOST_PENDING else "nobody delivered them in time")
             logging.getLogger(_log).error("channel %s: %d notice(s) were given up: %s", channel, dead, why)
 
     @staticmethod
     def _bury(db: sqlite3.Connection, ids: Sequence[str], error: str, now: float) -> int:
+        """They are dead, if they still wait; how many that were."""
+        found = 0
         for each in ids:
-            db.execute(
+            found += db.execute(
                 "UPDATE alert_deliveries SET state = 'dead', done_unix_s = ?, owner = '', lease_unix_s = 0, "
-                "error = CASE WHEN ? = '' THEN 'given up: ' || error ELSE ? END WHERE id = ?",
+                "error = CASE WHEN ? = '' THEN 'given up: ' || error ELSE ? END WHERE id = ? AND state = 'pending'",
                 (now, error, error, each),
-            )
-        return len(ids)
+            ).rowcount
+        return found
 
     # --- what a person asks ------------------------------------------------------------------------------------------
 
@@ -717,13 +838,16 @@ class Outbox:
             return [_incident(text) for (text,) in db.execute(query, (all_of_them,))]
 
     def channels(self) -> list[ChannelState]:
-        """Every channel that ever delivered or has something to deliver."""
+        """Every channel that ever delivered or has something to deliver, of whomever it is."""
+        query = "SELECT channel, origin, count(*) FROM alert_deliveries WHERE state = 'pending' GROUP BY 1, 2"
         with self._store.transaction() as db:
-            pending = dict(
-                db.execute("SELECT channel, count(*) FROM alert_deliveries WHERE state = 'pending' GROUP BY channel")
-            )
-            names = {name for (name,) in db.execute("SELECT name FROM alert_channels")} | set(pending)
-            return [_channel(db, name).replace(pending=pending.get(name, 0)) for name in sorted(names)]
+            rows = db.execute(f"SELECT {', '.join(_CHANNEL)} FROM alert_channels")  # noqa: S608  our names
+            states = [ChannelState(**dict(zip(_CHANNEL, row, strict=True))) for row in rows]
+            known = {(each.name, each.origin): each for each in states}
+            for name, origin, pending in db.execute(query):
+                state = known.get((name, origin)) or _new_channel(name, origin)
+                known[name, origin] = state.replace(pending=pending)
+        return [known[each] for each in sorted(known)]
 
     def silence(self, matcher: tuple[tuple[str, str], ...], until_unix_s: float, author: str, comment: str) -> int:
         """Have nobody told of what matches until then; its number."""
@@ -754,16 +878,20 @@ class Outbox:
     ) -> list[Told]:  # fmt: skip
         """The newest events first, of [since, until). `target` may be a pattern (`shop*`).
 
-        With `touched_since_unix_s` those alone of which something was delivered, or given up, since then, or waits.
+        With `touched_since_unix_s` those of ours alone of which something was delivered, or given up, since then, or
+        waits.
         """
         query = (
             "SELECT seq, id, key, kind, what, level, title, text, unix_s, target, host, details, why FROM alert_events "
             "WHERE unix_s >= ? AND unix_s < ? AND (? IS NULL OR kind = ?) AND (? IS NULL OR target GLOB ?) "
-            "AND (? IS NULL OR key = ?) AND (? IS NULL OR EXISTS (SELECT 1 FROM alert_deliveries "
-            "WHERE event = seq AND (done_unix_s >= ? OR state = 'pending'))) ORDER BY seq DESC LIMIT ?"
+            "AND (? IS NULL OR key = ?) AND (? IS NULL OR (origin IN (?, '') AND EXISTS (SELECT 1 FROM "
+            "alert_deliveries WHERE event = seq AND (done_unix_s >= ? OR state = 'pending')))) ORDER BY seq DESC "
+            "LIMIT ?"
         )
         touched = touched_since_unix_s
-        values = (since_unix_s, until_unix_s, kind, kind, target, target, key, key, touched, touched, most)
+        values = (
+            since_unix_s, until_unix_s, kind, kind, target, target, key, key, touched, self.origin, touched, most
+        )  # fmt: skip
         with self._store.transaction() as db:
             rows = db.execute(query, values).fetchall()
             found = []
@@ -799,12 +927,26 @@ class Outbox:
         db.execute("DELETE FROM alert_taken WHERE seq <= ?", (last - MOST_TAKEN,))
         db.execute("DELETE FROM alert_silences WHERE until_unix_s < ?", (now - self._settings.history_s,))
         db.execute(
-            "DELETE FROM alert_states WHERE key IN (SELECT key FROM alert_states WHERE open = 0 "
+            "DELETE FROM alert_states WHERE (origin, key) IN (SELECT origin, key FROM alert_states WHERE open = 0 "
             "AND wake_unix_s IS NULL AND changed_unix_s < ? LIMIT ?)",
             (now - STATE_S, PRUNE_ROWS),
         )
-        for channel in self._policy.channels:
+        self._forget_orphans(db, now)
+        query = f"SELECT DISTINCT channel FROM alert_deliveries WHERE state = 'pending' AND {_OURS}"  # noqa: S608  our words
+        waiting = {name for (name,) in db.execute(query, (self.origin,))}  # also for channels that are no more
+        for channel in waiting.union(self._policy.channels):
             self._bury_old(db, channel, now)
+
+    def _forget_orphans(self, db: sqlite3.Connection, now: float) -> None:
+        """What is of others who said and delivered nothing for a week: they are no more, and would never step it."""
+        query = f"SELECT state FROM alert_states WHERE NOT ({_OURS}) AND changed_unix_s < ?"  # noqa: S608  our words
+        for (text,) in db.execute(query, (self.origin, now - STATE_S)).fetchall():
+            incident = _incident(text)
+            if incident.heard_unix_s < now - STATE_S:
+                db.execute("DELETE FROM alert_states WHERE origin = ? AND key = ?", (incident.origin, incident.key))
+        query = f"SELECT id FROM alert_deliveries WHERE state = 'pending' AND NOT ({_OURS}) AND made_unix_s < ? LIMIT ?"  # noqa: S608  likewise
+        old = db.execute(query, (self.origin, now - STATE_S, PRUNE_ROWS)).fetchall()
+        self._bury(db, [each for (each,) in old], "", now)
 
     def _has_room(self, db: sqlite3.Connection) -> bool:
         """Whether one more state may be remembered; the oldest that is over makes room."""
@@ -812,7 +954,7 @@ class Outbox:
             return True
         return bool(
             db.execute(
-                "DELETE FROM alert_states WHERE key IN (SELECT key FROM alert_states WHERE open = 0 "
+                "DELETE FROM alert_states WHERE (origin, key) IN (SELECT origin, key FROM alert_states WHERE open = 0 "
                 "ORDER BY changed_unix_s LIMIT 100)"
             ).rowcount
         )
@@ -823,6 +965,11 @@ _EVENT = ("id", "key", "kind", "what", "level", "title", "text", "unix_s", "targ
 _WORTH = {
     "began": "raised", "rose": "changed", "over": "recovered", "acknowledged": "acknowledged", "seen": "raised",
 }  # fmt: skip
+
+
+def _is_silent(member: str, incident: Incident, now: float) -> bool:
+    """Whether it is gone; of one that cannot be seen, whether nobody said for long that the state lasts."""
+    return is_gone(member) or (is_foreign(member) and now - incident.heard_unix_s > SILENT_S)
 
 
 def _new_id() -> str:
@@ -839,19 +986,21 @@ def _save(db: sqlite3.Connection, incident: Incident) -> None:
     values["title"], values["text"] = incident.title[:MOST_TITLE], incident.text[:MOST_TEXT]
     values["details"] = json.loads(_details(incident.details))
     db.execute(
-        "INSERT INTO alert_states VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET scope = "
-        "excluded.scope, level = excluded.level, open = excluded.open, wake_unix_s = excluded.wake_unix_s, "
+        "INSERT INTO alert_states VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (origin, key) DO UPDATE SET "
+        "scope = excluded.scope, level = excluded.level, open = excluded.open, wake_unix_s = excluded.wake_unix_s, "
         "changed_unix_s = excluded.changed_unix_s, state = excluded.state",
         (
-            incident.key, incident.kind, incident.target, incident.scope, int(incident.level), int(incident.open),
-            incident.wake_unix_s, incident.changed_unix_s, json.dumps(values, separators=(",", ":")),
+            incident.origin, incident.key, incident.kind, incident.target, incident.scope, _counts_as(incident),
+            int(incident.open), incident.wake_unix_s, incident.changed_unix_s,
+            json.dumps(values, separators=(",", ":")),
         ),
     )  # fmt: skip
 
 
-def _load(db: sqlite3.Connection, key: str) -> Incident | None:
-    row = db.execute("SELECT state FROM alert_states WHERE key = ?", (key,)).fetchone()
-    return _incident(row[0]) if row is not None else None
+def _counts_as(incident: Incident) -> int:
+    """The level at which it holds back others: one that is over, and only watched, is none."""
+    is_on = incident.over_unix_s is None or incident.left_unix_s is not None
+    return int(incident.level if is_on else Level.NORMAL)
 
 
 def _incident(text: str) -> Incident:
@@ -859,6 +1008,8 @@ def _incident(text: str) -> Incident:
     values["level"], values["top"] = Level(values["level"]), Level(values["top"])
     values["channels"] = {name: tuple(each) for name, each in values["channels"].items()}
     values["actions"] = tuple(values["actions"])
+    if not isinstance(values.get("untold"), dict):  # one number for all channels, once
+        values["untold"] = {}
     return Incident(**values)
 
 
@@ -872,10 +1023,69 @@ def _details(details: Mapping[str, Any]) -> str:
     return text
 
 
-def _notice(row: tuple[Any, ...]) -> Notice:
+class _Waiting(NamedTuple):
+    """A delivery that waits, with what its event says."""
+
+    id: str
+    event: int
+    channel: str
+    urgent: int
+    attempts: int
+    due_unix_s: float
+    made_unix_s: float
+    owner: str
+    lease_unix_s: float
+    key: str
+    kind: str
+    what: str
+    level: int
+    title: str
+    text: str
+    unix_s: float
+    target: str
+    host: str
+    details: str
+
+    def is_leased(self, now: float) -> bool:
+        """Whether somebody has it, and for no longer than anybody may: the clock may have been set back since."""
+        return now < self.lease_unix_s <= now + LONGEST_LEASE_S
+
+    def is_due(self, now: float, group_s: float) -> bool:
+        """Whether it need not wait, or would have to for longer than anything does: likewise."""
+        return not now < self.due_unix_s <= now + group_s
+
+
+_OF_DELIVERY = 9
+_COLUMNS = tuple(
+    f"{'d' if at < _OF_DELIVERY else 'e'}.{name}" for at, name in enumerate(_Waiting._fields)
+)  # fmt: skip
+
+
+def _batch(
+    free: Sequence[_Waiting], due: Sequence[_Waiting], failures: int, attempts: int, most: int, *, alone: bool
+) -> list[_Waiting]:
+    """What is to be sent now, in order: what was tried together is tried together again, so that the receiver knows
+    the whole message again; what is not due yet goes along with what is, for they came together.
+
+    What the receiver refused `attempts` times running lets others pass; when one of those got through it is no fault of
+    the channel, and those of that message are tried one by one. What is urgent takes along what came before it of the
+    same state, which must not arrive after it. `alone` is whether nothing of the channel is under way.
+    """
+    head = min(due, key=lambda row: (max(0, row.attempts - attempts + 1), not row.urgent, row.event))
+    if head.owner and attempts <= head.attempts and failures < head.attempts:
+        batch = [head]
+    else:
+        together = [row for row in free if row.owner == head.owner and (head.owner or row.urgent == head.urgent)]
+        batch = [row for row in together if row.urgent or alone][:most]
+    newest = {row.key: row.event for row in batch}
+    before = [row for row in free if row not in batch and row.event < newest.get(row.key, 0)]
+    return sorted((batch + before)[:most], key=lambda row: row.event)
+
+
+def _notice(row: _Waiting) -> Notice:
     return Notice(
-        delivery_id=row[0], key=row[6], kind=row[7], what=row[8], level=Level(row[9]), title=row[10], text=row[11],
-        unix_s=row[12], target=row[13], host=row[14], details=json.loads(row[15]),
+        delivery_id=row.id, key=row.key, kind=row.kind, what=row.what, level=Level(row.level), title=row.title,
+        text=row.text, unix_s=row.unix_s, target=row.target, host=row.host, details=json.loads(row.details),
     )  # fmt: skip
 
 
@@ -894,20 +1104,24 @@ def _silences(db: sqlite3.Connection, now: float) -> tuple[Silence, ...]:
     )  # fmt: skip
 
 
-_CHANNEL = ("name", "failures", "not_before_unix_s", "since_unix_s", "sent", "dead", "error")
+_CHANNEL = ("origin", "name", "failures", "not_before_unix_s", "since_unix_s", "sent", "dead", "error")
+_NEW_DELIVERY = (
+    "INSERT OR IGNORE INTO alert_deliveries (id, event, channel, state, urgent, attempts, due_unix_s, made_unix_s, "
+    "owner, lease_unix_s, error, origin) VALUES (?, ?, ?, 'pending', ?, 0, ?, ?, '', 0, '', ?)"
+)
+# What we step and deliver: our own, and what is of before there were origins.
+_OURS = "origin IN (?, '')"
 
 
-def _channel(db: sqlite3.Connection, name: str) -> ChannelState:
-    row = db.execute(f"SELECT {', '.join(_CHANNEL)} FROM alert_channels WHERE name = ?", (name,)).fetchone()  # noqa: S608  our names
-    values = row or (name, 0, 0.0, None, 0, 0, "")
-    return ChannelState(**dict(zip(_CHANNEL, values, strict=True)))
+def _new_channel(name: str, origin: str) -> ChannelState:
+    return ChannelState(
+        origin=origin, name=name, failures=0, not_before_unix_s=0.0, since_unix_s=None, sent=0, dead=0, error=""
+    )  # fmt: skip
 
 
-def _put_channel(db: sqlite3.Connection, state: ChannelState) -> None:
-    db.execute(
-        "INSERT OR REPLACE INTO alert_channels VALUES (?, ?, ?, ?, ?, ?, ?)",
-        [getattr(state, name) for name in _CHANNEL],
-    )
+def _rests(state: ChannelState, now: float) -> bool:
+    """Whether it is not to be tried yet; not for longer than any rest is: the clock may have been set back since."""
+    return now < state.not_before_unix_s <= now + LONGEST_RETRY_AFTER_S
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------
@@ -923,7 +1137,7 @@ def _is_damage(error: BaseException) -> bool:
 
 def _is_sound(path: str) -> bool:
     try:
-        db = sqlite3.connect(path, timeout=1.0)
+        db = sqlite3.connect(f"file:{quote(path)}?mode=rw", uri=True, timeout=1.0)  # it must not make one
         try:
             return bool(db.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok")
         finally:

@@ -28,11 +28,11 @@ from memwarden.facts import Level
 from memwarden.store import is_failing, is_locked
 from memwarden.tell.collectors import Collectors
 from memwarden.tell.courier import Courier
-from memwarden.tell.members import is_gone, own_member
+from memwarden.tell.members import is_alone, is_gone, is_living, own_member
 from memwarden.tell.outbox import Outbox
 from memwarden.tell.rules import Draft
 from memwarden.tell.settings import AlertSettings, ChannelUse
-from memwarden.tell.signals import Signal, from_text, key_of, settled, to_text
+from memwarden.tell.signals import ENDS, Signal, from_text, key_of, settled, to_text
 from memwarden.tell.turns import turns_of
 from memwarden.wake import Wake
 
@@ -74,7 +74,8 @@ class Teller:
     """Made of settings and channels; `start` it in the process that it is for. Never in a parent before a fork.
 
     `store_folder` is that of the store (None: the usual place), `run_folder` that of the black boxes. `target` and
-    `host` are who the alerts are about. With `settings.deliver` "service" nothing is delivered here: the slots are all.
+    `host` are who the alerts are about. `memory`, where given, says why nothing is to be kept in the store. With
+    `settings.deliver` "service" nothing is delivered here: the slots are all.
     """
 
     def __init__(
@@ -89,8 +90,10 @@ class Teller:
         environ: Mapping[str, str] = os.environ,
         clock: Clock | None = None,
         waits: Clock | None = None,
+        memory: str = "",
     ) -> None:
-        self.settings, self.target, self.host = settings, target, host
+        self._memory = memory
+        self.settings, self.target, self.host = settings.of_target(target), target, host
         self._channels = channels
         self._store_folder, self._run_folder, self._environ = store_folder, run_folder, environ
         self._clock: Clock = clock if clock is not None else SystemClock()
@@ -126,6 +129,15 @@ class Teller:
         """What is told goes into the slots of this box from now on."""
         self._box = box
 
+    def is_alone(self) -> bool:
+        """Whether no other process of our cgroup could tell of what all of it see."""
+        path = self._box.path if self._box is not None else None
+        return path is None or is_alone(self._run_folder, path)
+
+    def _is_watched(self) -> bool:
+        """Whether somebody is there, we or others, who may see what a process that is gone saw."""
+        return self._box is not None or not is_alone(self._run_folder, None)
+
     def tell(self, draft: Draft, *, member: str | None = None, target: str | None = None, name: str = "") -> str:
         """Have it told; the signal's id. Back within microseconds; it survives the process where a slot was free.
 
@@ -138,10 +150,11 @@ class Teller:
             what=draft.what, level=draft.level, title=draft.title, text=draft.text, unix_s=self._clock.wall(),
             target=about, host=self.host, member=whose, scope=draft.scope,
             details=draft.details if about == self.target else {**draft.details, "seen_by": self.target},
+            origin=self.settings.origin if self.settings.deliver == "here" else "",
         ))  # fmt: skip
         if draft.what == "raised" and member is None:
             self._standing[signal.key] = draft, target
-        elif draft.what == "cleared":
+        elif draft.what in ENDS:
             self._standing.pop(signal.key, None)
         self._leave(signal)
         self._wake.set()
@@ -253,8 +266,8 @@ class Teller:
     def open_outbox(self, *, memory: str = "", hurry: Callable[[], bool] | None = None) -> Outbox:
         """The outbox in the store of this teller, or in memory, for a reason. Raises StoreError."""
         return Outbox(
-            self.settings, folder=self._store_folder, environ=self._environ, clock=self._clock, memory=memory,
-            hurry=hurry,
+            self.settings, folder=self._store_folder, environ=self._environ, clock=self._clock,
+            memory=memory or self._memory, stays=bool(self._memory), hurry=hurry,
         )  # fmt: skip
 
     def _open(self) -> Outbox:
@@ -310,7 +323,7 @@ class Teller:
         start = self._clock.wall()
         self._take_in(outbox)
         self._adopt(outbox)
-        outbox.sweep()
+        outbox.sweep(self._is_watched)
         outbox.wake()
         deliver(self.couriers(outbox), within_s=within_s, waits=self._waits)
         self._take_in(outbox)  # what a courier has to say of its channel
@@ -398,7 +411,7 @@ class Teller:
             made = self._take_in(outbox)
             made += self._adopt(outbox) if self._is_due("adopt", ADOPT_S) else 0
             if self._is_due("sweep", SWEEP_S):
-                made += outbox.sweep()
+                made += outbox.sweep(self._is_watched)
             self._assert_standing()
             now = self._clock.wall()
             self._wake_unix_s = outbox.wake()
@@ -498,7 +511,7 @@ class Teller:
 
     def _with_more(self, signal: Signal) -> Signal:
         """What is known beside it; nothing is asked for an EMERGENCY, which must not wait."""
-        if signal.level is Level.EMERGENCY or signal.what == "cleared" or signal.member != self.member:
+        if signal.level is Level.EMERGENCY or signal.what in ENDS or signal.member != self.member:
             return signal
         more: dict[str, Any] = {}
         for ask in (self.describe, self._collect):
@@ -704,8 +717,8 @@ def adopt(
     """
     made, strange, dropped = 0, 0, []
     for path, post, signal in posted(run_folder, but=own):
-        gone = signal is None or is_gone(signal.member) or now_unix_s - post.unix_s > STALE_S
-        if not (living or gone):
+        is_stale = now_unix_s - post.unix_s > STALE_S
+        if signal is not None and not _may_take(outbox, signal, living=living, is_stale=is_stale):
             continue
         if signal is None:
             strange += 1
@@ -724,6 +737,18 @@ def adopt(
         words = "%d slot(s) of black boxes held what is no alert of this version, and were emptied"
         logging.getLogger("memwarden.tell").warning(words, strange)
     return made
+
+
+def _may_take(outbox: Outbox, signal: Signal, *, living: bool, is_stale: bool) -> bool:
+    """Whether it is for us to tell: what others are to deliver only where they let it lie, for better than nobody.
+
+    From memory nothing is told of those who live: they tell it, and would not learn that we did.
+    """
+    if not outbox.is_ours(signal.origin):
+        return is_stale and (living or not is_living(signal.member))
+    if living or is_gone(signal.member):
+        return True
+    return is_stale and not (outbox.degraded and is_living(signal.member))
 
 
 def posted(run_folder: str | None, *, but: str | None = None) -> Iterable[tuple[str, Post, Signal | None]]:

@@ -7,7 +7,9 @@ one try may take, how many tries before it counts as down, and at which level of
 
 from __future__ import annotations
 
+import os
 import time
+from binascii import crc32
 from itertools import pairwise
 
 from memwarden.errors import ConfigError
@@ -31,6 +33,8 @@ DELIVERS = ("here", "service")
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _DAY_S = 86400.0
 MOST_NAME = 64
+# Whose alerts they are (decision 015), of a table that is in no file.
+IN_CODE, MOST_ORIGIN = "code:", 120
 
 
 class ChannelUse(Fact):
@@ -74,12 +78,23 @@ class Maintenance(Fact):
         second = at.tm_hour * 3600 + at.tm_min * 60 + at.tm_sec + unix_s % 1
         if self.from_s < self.to_s:
             on = self._is_day(at.tm_wday) and self.from_s <= second < self.to_s
-            return unix_s + self.to_s - second if on else None
+            return self._end_on(at, unix_s, 0) if on else None
         if self._is_day(at.tm_wday) and second >= self.from_s:
-            return unix_s + _DAY_S - second + self.to_s
+            return self._end_on(at, unix_s, 1)
         if self._is_day((at.tm_wday - 1) % 7) and second < self.to_s:
-            return unix_s + self.to_s - second
+            return self._end_on(at, unix_s, 0)
         return None
+
+    def _end_on(self, at: time.struct_time, unix_s: float, days: int) -> float:
+        """The end, so many days after that one, which need not have 24 hours."""
+        second = at.tm_hour * 3600 + at.tm_min * 60 + at.tm_sec + unix_s % 1
+        plain = unix_s + days * _DAY_S + self.to_s - second
+        if self.utc:
+            return plain
+        minutes, seconds = divmod(int(self.to_s), 60)
+        hour, minute = divmod(minutes, 60)
+        end = time.mktime((at.tm_year, at.tm_mon, at.tm_mday + days, hour, minute, seconds, 0, 0, -1))
+        return end if end > unix_s else plain  # in an hour that comes twice
 
     def _is_day(self, day: int) -> bool:
         return not self.days or day in self.days
@@ -103,7 +118,10 @@ class Policy(Fact):
 
 
 class AlertSettings(Fact):
-    """The whole table. `raise_for_s` and `clear_for_s` are for WARNING and CRITICAL; EMERGENCY is raised at once."""
+    """The whole table. `raise_for_s` and `clear_for_s` are for WARNING and CRITICAL; EMERGENCY is raised at once.
+
+    `origin` is whose alerts they are: who shares a store with others steps and delivers its own alone.
+    """
 
     policy: Policy
     channels: Mapping[str, Any] = {}
@@ -119,6 +137,25 @@ class AlertSettings(Fact):
     deliver: str = "here"
     collectors: tuple[tuple[str, str], ...] = ()
     collect_for_s: float = 1.0
+    origin: str = ""
+
+    def of_target(self, target: str) -> AlertSettings:
+        """Those of a table in code that names no service: whose they are says who the alerts are about."""
+        return self.replace(origin=_short(f"{IN_CODE}{target}")) if self.origin == IN_CODE else self
+
+
+def origin_of(where: str, service: str) -> str:
+    """Whose the alerts are: a name that is the same for all who read the table from one file, and no other's."""
+    file = where.rpartition(": ")[0]
+    return _short(os.path.realpath(file) if file and os.path.isfile(file) else f"{IN_CODE}{service}")
+
+
+def _short(origin: str) -> str:
+    """It stands in a slot of the black box beside all the rest."""
+    if len(origin) <= MOST_ORIGIN and origin.isascii():
+        return origin
+    end = origin.encode("ascii", "replace").decode()[11 - MOST_ORIGIN :]
+    return f"{crc32(origin.encode(errors='surrogateescape')):08x}...{end}"
 
 
 def parse(table: Mapping[str, Any], where: str) -> AlertSettings | None:
@@ -145,7 +182,8 @@ def parse(table: Mapping[str, Any], where: str) -> AlertSettings | None:
         raise ConfigError("no channel hears at once", where=f"{where}.channels", mend="give one of them tier = 0")
     inside = {name: values.pop(name) for name in tuple(values) if name in Policy._fields}
     policy = Policy(channels=uses, **inside)
-    return AlertSettings(policy=policy, channels=tables, where=where, **_merged(values))
+    origin = origin_of(where, values.get("service", ""))
+    return AlertSettings(policy=policy, channels=tables, where=where, origin=origin, **_merged(values))
 
 
 def _merged(values: dict[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,9 @@ KINDS = {
     "test": "test",
 }
 # What a signal says: a state begins or goes on at a level, a state is over, or something happened that has no end.
-WHATS = ("raised", "cleared", "seen")
+# "left" ends what one says of a state without saying that it is over: others may see it too.
+ENDS = ("cleared", "left")
+WHATS = ("raised", *ENDS, "seen")
 # Kinds that happen and have no end; and what a notice of any other kind has in its details where it was one of those.
 MOMENTS = frozenset({"collections", "job_split", "spike", "oom_kill", "action", "test"})
 ONCE = "happened_once"
@@ -54,13 +56,15 @@ class Signal(Alert):
 
     `id` is unique for ever: whoever takes the same signal twice takes it once. `key` names the state, `member` who of a
     target is in it (a process, as `pidns:pid:start`): a state is over when nobody is in it any more. `scope` is what it
-    is about: process, container or machine. `details` holds JSON values only, and no secret.
+    is about: process, container or machine. `details` holds JSON values only, and no secret. `origin` is whose alerts
+    they are, "" where anybody may deliver it.
     """
 
     id: str
     member: str
     scope: str = "container"
     details: Mapping[str, Any] = {}
+    origin: str = ""
 
 
 def key_of(kind: str, target: str) -> str:
@@ -140,9 +144,12 @@ def from_text(text: str) -> Signal | None:
     """
     try:
         found = json.loads(text)
-        values = {name: found[name] for name in Signal._fields} if isinstance(found, dict) else {}
+        values = {name: found[name] for name in Signal._fields if name in found} if isinstance(found, dict) else {}
+        values.setdefault("origin", "")
+        if len(values) < len(Signal._fields):
+            return None
         words = (name for name in Signal._fields if name not in ("level", "unix_s", "details"))
-        if not values or not all(isinstance(values[name], str) for name in words):
+        if not all(isinstance(values[name], str) for name in words):
             return None
         if not isinstance(values["details"], dict):
             return None

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from memwarden.store import Store
 
     Row = tuple[Any, ...]
+    PutState = Callable[[sqlite3.Connection, Sequence[str], Row], None]
     Rows = tuple[tuple[str, ...], list[Row]]  # the names of the columns, and the rows
 
 __all__ = ["copy", "put", "rows_of", "salvage"]
@@ -41,8 +42,13 @@ def put(db: sqlite3.Connection, table: str, columns: Sequence[str], row: Row, *,
     db.execute(f"INSERT OR {or_what} INTO {table} ({', '.join(columns)}) VALUES ({marks})", list(row))  # noqa: S608  names alone, as above
 
 
-def copy(rows: Mapping[str, Rows], new: Store, put_down: Callable[[sqlite3.Connection], None] | None = None) -> None:
-    """Put them all into another store: what is there already stays as it is, but states are those of the rows.
+def copy(
+    rows: Mapping[str, Rows],
+    new: Store,
+    put_state: PutState,
+    put_down: Callable[[sqlite3.Connection], None] | None = None,
+) -> None:
+    """Put them all into another store: what is there already stays as it is; of states `put_state` decides.
 
     `put_down` is called in the same transaction. Raises StoreError.
     """
@@ -57,7 +63,7 @@ def copy(rows: Mapping[str, Rows], new: Store, put_down: Callable[[sqlite3.Conne
                 put(db, "alert_silences", columns[1:], row[1:])
         columns, values = rows["alert_states"]
         for row in values:
-            put(db, "alert_states", columns, row, or_what="REPLACE")
+            put_state(db, columns, row)
         numbers: dict[int, int] = {}
         columns, values = rows["alert_events"]
         for row in values:
@@ -74,14 +80,14 @@ def copy(rows: Mapping[str, Rows], new: Store, put_down: Callable[[sqlite3.Conne
             put_down(db)
 
 
-def salvage(path: str, new: Store) -> int:
+def salvage(path: str, new: Store, put_state: PutState) -> int:
     """Take over what can still be read of the alerts in a damaged file; how many deliveries of them wait.
 
     States without a readable text, and deliveries without their event, are left out. Raises StoreError of the new one.
     """
     with new.reading() as db:
         shapes = {table: rows_of(db, table, "0")[0] for table in TABLES}
-    copy({table: (shape, _readable(path, table, shape)) for table, shape in shapes.items()}, new)
+    copy({table: (shape, _readable(path, table, shape)) for table, shape in shapes.items()}, new, put_state)
     with new.reading() as db:
         query = "SELECT count(*) FROM alert_deliveries WHERE state = 'pending'"
         return int(db.execute(query).fetchone()[0])

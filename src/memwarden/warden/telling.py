@@ -130,11 +130,20 @@ class Telling:
                 logging.getLogger("memwarden.tell").warning("alerts are not delivered from here: %s", error)
 
     def stop(self, why: str, *, patience_s: float) -> None:
-        """Say of what stands that it is not watched any more, deliver for at most so long, and end."""
+        """Say of what stands that it is not watched any more, deliver for at most so long, and end.
+
+        What others see as well they go on with; whoever of them is the last says it.
+        """
         if not self.active:
             return
         for draft in tuple(self._passed_on.values()):
             self._tell(draft.replace(what="cleared", level=Level.NORMAL, text=why))
+        standing, verdict = self._rules.standing(), self._verdict
+        if standing and verdict is not None:
+            alone = verdict.reading.scope == "process" or self.teller.is_alone()
+            for change in standing if alone or not self._unsaid else ():
+                what = "cleared" if alone else "left"
+                self._tell(of_change(change, verdict, {}).replace(what=what, level=Level.NORMAL, text=why))
         if self.teller.end_standing(why) and not self.teller.running:
             self.start()
         self.active = False
