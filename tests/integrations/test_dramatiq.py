@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from memwarden.errors import ConfigError
+from memwarden.errors import ConfigError, JobError
 from tests.integrations.brokers import BROKERS
 from tests.integrations.sites import Site
 from tests.integrations.survival import (
@@ -30,6 +30,7 @@ from tests.jobs.toll import SOAK
 pytest.importorskip("dramatiq")
 import dramatiq
 from dramatiq.brokers.redis import RedisBroker
+from dramatiq.brokers.stub import StubBroker
 
 from memwarden.integrations.dramatiq import Jobs
 from tests.integrations import dramatiq_app
@@ -133,6 +134,33 @@ def test_a_job_that_names_no_queue_goes_to_the_first_that_workers_take_from(tmp_
     assert (unnamed.queue, named.queue) == ("own", "b")
     jobs.close()
     jobs.broker.close()
+
+
+def test_on_a_broker_in_memory_a_job_fails_with_a_hint_and_ordinary_actors_work(tmp_path: Any) -> None:
+    """As in an app's tests. No process is forked there."""
+    broker, done = StubBroker(), []
+    jobs = Jobs(broker, folder=os.fspath(tmp_path), pressure=False)
+
+    def ordinary(number: int) -> None:
+        done.append(number)
+
+    actor: Any = dramatiq.actor(broker=broker)(ordinary)
+    worker = dramatiq.Worker(broker, worker_threads=1, worker_timeout=50)
+    worker.start()
+    try:
+        assert jobs._forge is None
+        root = jobs.submit(work.total, count=100)
+        actor.send(1)
+        with pytest.raises(JobError, match="run them on the local engine"):
+            broker.join("default", fail_fast=True, timeout=10_000)
+        worker.join()
+        status = jobs.ledger.status(root)
+        assert status is not None
+        assert (status.state, done) == ("failed", [1])
+        assert "StubBroker" in (status.error or "")
+    finally:
+        worker.stop()
+        jobs.close()
 
 
 def test_the_forge_is_forked_before_the_worker_process_has_threads(site: DramatiqSite) -> None:

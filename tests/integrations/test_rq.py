@@ -25,6 +25,7 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from rq import Queue
+from rq.command import send_stop_job_command
 from rq.serializers import JSONSerializer, PickleSerializer
 
 from memwarden.integrations.rq import Jobs, MemoryWorker
@@ -105,3 +106,13 @@ def test_what_an_ordinary_job_starts_can_be_told_to_end(site: RQSite, function: 
     made = queue.enqueue(function)
     wait_for(lambda: made.get_status(refresh=True) in ("finished", "failed"), "the end of the job")
     assert made.return_value() == -signal.SIGTERM
+
+
+def test_a_part_that_is_stopped_by_rqs_command_is_given_up_and_no_item_is_blamed(site: RQSite) -> None:
+    path = f"{site.folder}/stopped.db"
+    root = site.jobs.submit(work.hangs_for_ever, path=path)
+    wait_for(lambda: bool(work.effects(path)), "the part at work")
+    send_stop_job_command(site.redis, f"{root}-0-0")
+    status = over(site.ledger, root)
+    assert (status.state, status.attempts, status.quarantined) == ("failed", 1, 0)
+    assert "stopped by RQ's stop command" in (status.error or "")

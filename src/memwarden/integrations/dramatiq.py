@@ -24,11 +24,12 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from memwarden.errors import ConfigError, JobError, MissingExtraError, StoreError
-from memwarden.jobs.ledger import RESEND_S
+from memwarden.jobs.ledger import RESEND_S, Worker
 from memwarden.jobs.port import Abilities, Message, QueueCount
 
 try:
     from dramatiq import JSONEncoder, Middleware, actor, get_encoder
+    from dramatiq.brokers.stub import StubBroker
     from dramatiq.errors import DramatiqError
 except ImportError as error:
     raise MissingExtraError("memory-aware jobs on Dramatiq", "dramatiq") from error
@@ -50,6 +51,9 @@ __all__ = ["Jobs"]
 
 _log = logging.getLogger("memwarden.jobs")
 ACTOR = "memwarden.part"
+# Parts are performed in processes of their own. What follows from one would be put into that process's copy.
+IN_MEMORY = "memory-aware jobs cannot be performed on a StubBroker, whose queues are in this process's memory"
+INSTEAD = "in tests run them on the local engine: memwarden.jobs.Runner"
 
 
 class Jobs(Submitting, Middleware):
@@ -137,6 +141,9 @@ class Jobs(Submitting, Middleware):
     # --- in a worker process -------------------------------------------------------------------------------------
 
     def _part(self, text: str) -> None:
+        if isinstance(self.broker, StubBroker):
+            self.ledger.give_up(Message.decode(text), Worker.here(), IN_MEMORY)
+            raise JobError(IN_MEMORY, where=ACTOR, mend=INSTEAD)
         if self._forge is None:
             raise JobError("can only be performed in a worker", where=ACTOR, mend="start dramatiq")
         try:
@@ -177,6 +184,9 @@ class Jobs(Submitting, Middleware):
 
     def _start(self) -> None:
         if self._forge is not None:
+            return
+        if isinstance(self.broker, StubBroker):
+            _log.warning("%s; %s. Ordinary actors are not concerned", IN_MEMORY, INSTEAD)
             return
         if threading.active_count() > 1:
             _log.warning("this process has threads already, which forked children may not survive: start Jobs earlier")

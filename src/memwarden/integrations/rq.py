@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from memwarden.errors import ConfigError, JobError, MissingExtraError, StoreError
 from memwarden.jobs import perform
-from memwarden.jobs.ledger import RESEND_S
+from memwarden.jobs.ledger import RESEND_S, Claim, LostError
 from memwarden.jobs.port import Abilities, QueueCount
 
 try:
@@ -98,6 +98,7 @@ class Jobs(Submitting):
 
 
 TITLE = "memwarden.part"
+STOPPED = "stopped by RQ's stop command, and given up"
 
 
 class _Here:
@@ -154,6 +155,7 @@ class MemoryWorker(Worker):
         kwargs["job_monitoring_interval"] = max(1, int(sweep_s))
         self._pressure, self._sweep_s = pressure, sweep_s
         self._keeper: Keeper | None = None
+        self._watched_pid = 0
         self._gate: Gate | None = None
         super().__init__(queues, *args, **kwargs)
         if self.serializer is not JSONSerializer:
@@ -227,6 +229,30 @@ class MemoryWorker(Worker):
         super().setup_work_horse_signals()  # type: ignore[no-untyped-call]  # RQ's
         signal.signal(signal.SIGTERM, _not_for_the_horse)
         os.register_at_fork(after_in_child=_for_us_again)
+
+    def monitor_work_horse(self, *args: Any, **kwargs: Any) -> None:
+        """RQ's, which forgets the horse's number before it says that it was stopped."""
+        self._watched_pid = self.horse_pid
+        super().monitor_work_horse(*args, **kwargs)
+
+    def handle_job_failure(self, job: Any, *args: Any, **kwargs: Any) -> None:
+        """RQ's. What was stopped by its stop command is not to be tried again: the part is given up."""
+        if self._stopped_job_id is not None and self._stopped_job_id == job.id:
+            self._give_up(self._watched_pid)
+        super().handle_job_failure(job, *args, **kwargs)
+
+    def _give_up(self, pid: int) -> None:
+        ledger = self.jobs.ledger
+        try:
+            its = {claimed for claimed, _ in ledger.claims_of(pid)}
+            for part in ledger.running(self.jobs.name) if its else ():
+                if (part.root, part.part, part.attempt) in its:
+                    ledger.fail(Claim(part=part, job="", type="", arguments={}, options={}), STOPPED, final=True)
+                    self.log.warning("memwarden: part %d of job %s: %s", part.part, part.root, STOPPED)
+        except LostError:  # its job was cancelled, or it was taken for dead
+            return
+        except StoreError as error:
+            self.log.warning("memwarden: a stopped part could not be given up (%s): it comes back", error)
 
     def handle_work_horse_killed(self, job: Any, retpid: Any, ret_val: Any, rusage: Any) -> None:
         """A horse died: how, and how much memory it had at most."""
