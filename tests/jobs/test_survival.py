@@ -207,6 +207,20 @@ def test_a_body_that_cannot_be_split_says_so_and_ends_with_a_clear_line(folder: 
     assert said.count("no items to split or to resume by") == 3  # once in each of the three processes
 
 
+@pytest.mark.parametrize("how", ["exit", "interrupt", "cancel", "os"])
+def test_a_job_that_ends_its_process_by_itself_is_not_begun_for_ever(folder: str, ledger: Ledger, how: str) -> None:
+    with Runner(folder, memory="1G", workers=1) as runner:
+        root, other = (
+            runner.submit(made, given) for made, given in ((work.ends, {"how": how}), (work.waits, {"count": 3}))
+        )
+        runner.run(until_idle=True)
+    status = ledger.status(root)
+    assert status is not None
+    expected = {"error": 2} if how == "cancel" else {"crash": 3}
+    assert (status.state, status.endings) == ("failed", expected)
+    assert ledger.result(other) == 3
+
+
 def test_what_hangs_is_ended_at_its_time_out_and_quarantined(folder: str) -> None:
     path = f"{folder}/effects.db"
     with Runner(folder, memory="1G", workers=1, **ANEW) as runner:

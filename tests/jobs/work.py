@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import sys
 import time
 from contextlib import closing
 from typing import Any
@@ -85,6 +86,8 @@ def poisoned(chunk: list[int], count: int, poison: int, path: str, how: str = "k
                 os.kill(os.getpid(), signal.SIGSEGV)
             elif how == "memory":
                 raise MemoryError
+            elif how == "exit":
+                sys.exit(3)
             elif how == "hog":
                 hog = [b"x" * (16 * MIB) for _ in range(200)]
                 del hog
@@ -174,6 +177,20 @@ async def waits(count: int) -> int:
 
     await asyncio.sleep(0)
     return count
+
+
+@job(limit="1G", retries=1, backoff=0.0)
+def ends(how: str) -> None:
+    """Ends its process by itself, or its task."""
+    if how == "exit":
+        sys.exit(0)
+    elif how == "interrupt":
+        raise KeyboardInterrupt
+    elif how == "cancel":
+        import asyncio
+
+        raise asyncio.CancelledError
+    os._exit(0)
 
 
 @job(limit="1G")

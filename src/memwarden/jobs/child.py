@@ -114,6 +114,10 @@ def work(order: Order, ledger: Ledger) -> int:
     except StoreError as error:
         print(f"memwarden jobs: {error}", file=sys.stderr)
         return EXIT_NO_STORE
+    except BaseException as error:
+        if isinstance(error, Exception):
+            raise
+        # The job's own sys.exit(): it is in the ledger how it ended.
     return 0
 
 

@@ -598,14 +598,17 @@ class Ledger:
             return self._outbox(db, part.root)
 
     def stop(self, claim: Claim, *, kind: str = "soft_stop", text: str = "", figures: Figures = _NONE) -> list[Message]:
-        """Stopped at a safe point, for memory ("soft_stop", "memory_error") or because it was told to ("drain").
+        """Stopped at a safe point for memory ("soft_stop"), or told to ("drain"); or in the middle of a chunk.
+
+        That is "memory_error", or "crash": the job's own code ended its process.
 
         Its rest is to be taken by a fresh process. A stop for memory without any progress counts as a death, or it
         would stop at the same place for ever.
         """
         with self._place.transaction() as db:
             part = self._own(db, claim)
-            if kind == "memory_error" or (kind != "drain" and part.items == claim.began_items):
+            at_once = kind in ("memory_error", "crash")
+            if at_once or (kind != "drain" and part.items == claim.began_items):
                 self._after_death(db, part, kind, text, figures)
             else:
                 ready = part.replace(state="ready", sent=-1, holder=None, pid=None, due_unix_s=0.0)

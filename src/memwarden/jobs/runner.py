@@ -139,6 +139,7 @@ class Runner:
         self._swept_s = float("-inf")
         self._stop = threading.Event()
         self._failures: dict[tuple[str, int], int] = {}
+        self._not_before: dict[tuple[str, int], float] = {}
         self._told: dict[str, None] = {}
         machine = Machine()
         self._resident = machine.number("/proc/self/statm", index=1, scale=machine.page_size)
@@ -298,9 +299,11 @@ class Runner:
         room = self.workers - len(self._children)
         if room <= 0:
             return
+        now = self._clock.monotonic()
         mine = {(each.part.root, each.part.part) for each in self._children.values()}
         for part, name in self.ledger.due(self.engine.name, queues=self._queues, most=self.workers + room):
-            if (part.root, part.part) in mine:
+            key = (part.root, part.part)
+            if key in mine or self._not_before.get(key, now) > now:
                 continue
             if room <= 0 or not self._begin(part, name):
                 return
@@ -377,7 +380,10 @@ class Runner:
             return
         self._failures[key] = count
         _keep_newest(self._failures)
-        self.ledger.postpone(message, min(60.0, 0.1 * 2.0**count), why)
+        pause_s = min(60.0, 0.1 * 2.0**count)
+        self._not_before[key] = self._clock.monotonic() + pause_s  # the ledger may be what cannot be had
+        _keep_newest(self._not_before)
+        self.ledger.postpone(message, pause_s, why)
 
     def _start_child(self, order: Order, *, anew: bool) -> int:
         if anew:
@@ -432,8 +438,9 @@ class Runner:
             os.close(it.watched)
         it.account.close()
         try:
-            if status:
-                self._died(it, status, peak_bytes)
+            claims = self.ledger.claims_of(it.pid)
+            if status or claims:
+                self._died(it, status, peak_bytes, [each for each, _ in claims])
             else:
                 self._failures.pop((it.part.root, it.part.part), None)
         except StoreError as error:
@@ -446,10 +453,9 @@ class Runner:
         if self._slots is not None:
             self._slots.give_back(slot)
 
-    def _died(self, it: _Child, status: int, peak_bytes: int) -> None:
+    def _died(self, it: _Child, status: int, peak_bytes: int, claims: Sequence[tuple[str, int, int]]) -> None:
         kind, text = self._cause(it, status)
-        claims = self.ledger.claims_of(it.pid)
-        for claimed, _worker in claims:
+        for claimed in claims:
             self.ledger.died(claimed, kind=kind, peak_bytes=peak_bytes, text=text)
             if status in _NOT_ITS_FAULT:  # nor is it helped by being tried again at once
                 self._put_off(it.part.replace(attempt=claimed[2]), it.job, text)
@@ -466,6 +472,8 @@ class Runner:
             return "timeout", "it took longer than its time-out"
         if status in _NOT_ITS_FAULT:
             return "killed", "it ended by itself: its job or its store could not be had"
+        if not status:
+            return "crash", "its process ended before the part was done, with exit status 0"
         if not it.slot.folder:
             kind = it.worker.death(status)
             return kind, f"exit status {status}, and no cgroup of its own to tell more"

@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import mmap
+import sys
 import threading
 import zlib
 from itertools import islice
@@ -309,9 +310,11 @@ class _Attempt:
                 if refusal(error) is not None:  # the fence refused, and an extension made another error of it
                     return self._stopped(Stopped("memory_error", f"{type(error).__name__}: {error}"))
                 return self._failed(error, final=False)
-            except BaseException:  # the process is told to end: the rest is not lost
+            except BaseException as error:  # whatever it is, the rest is not lost
+                if _is_cancelled(error) and not self._is_told_to_end():
+                    return self._failed(error, final=False)
                 with contextlib.suppress(LostError):
-                    self._follow(self.ledger.stop(self.claim, kind="drain", figures=self._figures()))
+                    self._ended_by(error)
                 raise
         except _AwayError:
             # It may be there again by now. Else the part comes back with the end of this process, or of its lease.
@@ -328,6 +331,15 @@ class _Attempt:
             if self.sink is not None:
                 self.sink.close()
             self._learn()
+
+    def _is_told_to_end(self) -> bool:
+        return self._asked is not None and self._asked()
+
+    def _ended_by(self, error: BaseException) -> None:
+        """The process is to end; where nobody asked for it the job's own code did, and does it again: a death."""
+        kind = "drain" if self._is_told_to_end() else "crash"
+        text = f"{type(error).__name__}: {error}"
+        self._follow(self.ledger.stop(self.claim, kind=kind, text=text, figures=self._figures()))
 
     def _learn(self) -> None:
         """What it took, for the next time."""
@@ -392,7 +404,7 @@ class _Attempt:
         self._follow(messages)
         return Ending(what="again", fresh=stopped.kind != "drain", text=stopped.text)
 
-    def _failed(self, error: Exception, *, final: bool) -> Ending:
+    def _failed(self, error: BaseException, *, final: bool) -> Ending:
         text = f"{type(error).__name__}: {error}"
         _log.warning("%s: part %d failed: %s", self.job.name, self.claim.part.part, text, extra={"job": self.job.name})
         given_up, delay_s, messages = self.ledger.fail(self.claim, text, final=final, figures=self._figures())
@@ -412,7 +424,7 @@ class _Attempt:
 
     def _why_stop(self) -> str:
         """Why to stop at this safe point; "" where there is no reason."""
-        if self._asked is not None and self._asked():
+        if self._is_told_to_end():
             return "drain"
         if self._timeout_s is not None and self._clock.monotonic() - self._start_s > self._timeout_s:
             return "timeout"
@@ -619,6 +631,12 @@ class _Attempt:
 
 def _closable(keys: Iterator[str]) -> Any:
     return keys if hasattr(keys, "close") else (key for key in keys)
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Whether a task of the job's own was cancelled; nobody has one who has not imported asyncio."""
+    asyncio = sys.modules.get("asyncio")
+    return asyncio is not None and isinstance(error, asyncio.CancelledError)
 
 
 class _Chunker:
