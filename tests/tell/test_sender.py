@@ -674,6 +674,20 @@ def test_a_courier_without_a_thread_has_one_as_soon_as_there_is_any(rig: Rig, ca
     outbox.close()
 
 
+def test_what_runs_once_delivers_in_its_own_thread_where_it_can_have_no_other(rig: Rig) -> None:
+    ops = RecordingChannel("ops")
+    teller = rig.teller(ops, start=False)
+    teller.tell(draft())
+    before = threading.stack_size(1 << 46)  # more than there are addresses: no thread can be had
+    try:
+        with pytest.raises(RuntimeError):
+            teller.start()
+        told = teller.once(within_s=PATIENCE_S)
+    finally:
+        threading.stack_size(before)
+    assert (len(told), len(ops.notices), teller.running) == (1, 1, False)
+
+
 def test_a_teller_whose_thread_is_gone_does_not_run_and_can_be_started_again(rig: Rig) -> None:
     ops = RecordingChannel("ops")
     teller = rig.teller(ops, start=False)

@@ -801,7 +801,10 @@ def complaints(channels: Iterable[Channel]) -> list[str]:
 
 
 def deliver(couriers: Sequence[Courier], *, within_s: float, waits: Clock | None = None) -> None:
-    """Deliver what is there, each channel in a thread of its own, for at most so long: for what runs only once."""
+    """Deliver what is there, each channel in a thread of its own, for at most so long: for what runs only once.
+
+    Those that can have no thread deliver in this one, after the others, and begin nothing when the time is up.
+    """
     clock = waits if waits is not None else SystemClock()
     end_s = clock.monotonic() + within_s
 
@@ -814,8 +817,16 @@ def deliver(couriers: Sequence[Courier], *, within_s: float, waits: Clock | None
         finally:
             courier.close()
 
-    threads = [threading.Thread(target=run, args=(each,), daemon=True) for each in couriers]
-    for thread in threads:
-        thread.start()
+    threads, threadless = [], []
+    for each in couriers:
+        thread = threading.Thread(target=run, args=(each,), daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            threadless.append(each)
+        else:
+            threads.append(thread)
+    for each in threadless:
+        run(each)
     for thread in threads:
         thread.join(max(0.0, end_s - clock.monotonic()))

@@ -201,6 +201,7 @@ def test_who_is_gone_without_a_word_is_told(scene: Scene) -> None:
     scene.start()
     scene.rounds(5)
     assert [each.title for each in scene.channel.wait_for(1)] == ["app.py is gone without a word"]
+    assert scene.channel.notices[0].details["happened_once"] is True
 
 
 def test_a_death_in_trouble_is_told_beside_the_alert_of_that_trouble(scene: Scene) -> None:
