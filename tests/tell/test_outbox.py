@@ -210,6 +210,34 @@ def test_a_channel_that_fails_rests_longer_each_time_and_is_down_after_its_attem
     assert desk.outbox.next_due("chat") is None
 
 
+def test_whether_a_channel_delivers_is_a_state_of_the_same_transaction(desk: Desk) -> None:
+    desk.outbox.take([desk.signal("raised", 2)])
+    for _ in range(3):
+        claim = desk.outbox.claim(chat(desk))
+        desk.outbox.failed(chat(desk), ids(claim), "refused", recoverable=True)
+        desk.clock.advance(301)
+    desk.restart()  # whoever counted it may be killed right then
+    desk.outbox.sweep()
+    (state,) = [each for each in desk.outbox.incidents() if each.kind == "custom"]
+    assert (state.target, state.text, set(state.channels)) == ("channel chat", "refused", {"mail"})
+    desk.outbox.sent("chat", ids(desk.outbox.claim(chat(desk))))
+    assert [each.kind for each in desk.outbox.incidents()] == ["high_usage"]
+    desk.deliver()
+    assert [n.what for _, n in desk.got["mail"] if n.kind == "custom"] == ["raised", "recovered"]
+
+
+def test_a_channel_that_is_no_more_does_not_fail_for_ever(desk: Desk) -> None:
+    desk.outbox.take([desk.signal("raised", 2)])
+    for _ in range(3):
+        claim = desk.outbox.claim(chat(desk))
+        desk.outbox.failed(chat(desk), ids(claim), "refused", recoverable=True)
+        desk.clock.advance(301)
+    desk.settings = settings_of(channels={"mail": {"kind": "smtp"}})
+    desk.restart()
+    desk.outbox.sweep()
+    assert [each.kind for each in desk.outbox.incidents()] == ["high_usage"]
+
+
 def test_retry_after_is_kept_to(desk: Desk) -> None:
     desk.outbox.take([desk.signal("raised", 2)])
     claim = desk.outbox.claim(chat(desk))
@@ -262,7 +290,7 @@ def test_a_channel_may_give_up_after_tries_or_a_time_of_its_own(
         dead.append(desk.outbox.failed(use, ids(claim), "down", recoverable=True).dead)
         desk.clock.advance(1801)
     assert dead == ([0] * (dead_after - 1) + [1])[:tries]
-    (told,) = desk.outbox.history()
+    (told,) = desk.outbox.history(key="high_usage:shop")
     expected = "dead" if dead_after <= tries else "pending"
     assert {channel: state for channel, state, _, _ in told.deliveries} == {"chat": expected, "mail": "pending"}
 

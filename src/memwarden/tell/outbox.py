@@ -50,6 +50,7 @@ from memwarden.tell.engine import (
 )
 from memwarden.tell.members import is_foreign, is_gone, own_member
 from memwarden.tell.settings import LONGEST_TIMEOUT_S
+from memwarden.tell.signals import Signal, key_of
 from memwarden.tell.transfer import TABLES, copy, put, rows_of, salvage
 
 TYPE_CHECKING = False
@@ -60,7 +61,6 @@ if TYPE_CHECKING:
     from memwarden.ports import Clock
     from memwarden.tell.engine import Tell
     from memwarden.tell.settings import AlertSettings, ChannelUse
-    from memwarden.tell.signals import Signal
 
 # Thirty days at one event every four minutes. An event has 1 to 7 KiB: 70 MiB at the very worst, 10 in practice.
 MOST_EVENTS = 10_000
@@ -463,6 +463,10 @@ class Outbox:
                         self._write(db, step, "", now)
                         incident = step.incident
                         found += 1
+                if each.kind == "custom" and "channel" in each.details:  # also of one that is no channel any more
+                    self._weigh_channel(db, str(each.details["channel"]))
+            for name in self._policy.channels:
+                self._weigh_channel(db, name)
         return found
 
     def acknowledge(self, key: str, by: str) -> tuple[Incident, ...]:
@@ -712,6 +716,8 @@ class Outbox:
         with self._store.transaction() as db:
             state = self._count_sent(db, channel, ids)
             self._put_channel(db, state.replace(failures=0, not_before_unix_s=0.0, since_unix_s=None, error=""))
+            if state.failures:
+                self._weigh_channel(db, channel)
         return state.failures > 0
 
     def _count_sent(self, db: sqlite3.Connection, channel: str, ids: Sequence[str]) -> ChannelState:
@@ -761,7 +767,29 @@ class Outbox:
                     since_unix_s=state.since_unix_s if state.since_unix_s is not None else now,
                 ),
             )  # fmt: skip
+            if failures >= use.attempts:
+                self._weigh_channel(db, use.name)
         return Failure(failures=failures, not_before_unix_s=now + rest_s, dead=dead, down_now=failures == use.attempts)
+
+    def _weigh_channel(self, db: sqlite3.Connection, name: str) -> None:
+        """Whether a channel delivers is a state, stepped in the transaction that learns of it."""
+        use, channel = self._policy.channels.get(name), self._channel(db, name)
+        target = f"channel {name}"
+        known = self._load(db, key_of("custom", target))
+        is_on = known is not None and known.open and known.over_unix_s is None
+        if use is not None and channel.failures >= use.attempts and not is_on:
+            what, level, title, text = "raised", Level.WARNING, "does not deliver", channel.error
+        elif is_on and (use is None or not channel.failures):
+            text = "it delivers again" if use is not None else "it is no channel any more"
+            what, level, title = "cleared", Level.NORMAL, "delivers again"
+        else:
+            return
+        signal = Signal(
+            id=_new_id(), key=key_of("custom", target), kind="custom", what=what, level=level,
+            title=f"alert channel {name} {title}", text=text, unix_s=self._clock.wall(), target=target,
+            host=os.uname().nodename, member="courier", scope="process", details={"channel": name},
+        )  # fmt: skip
+        self._take(db, signal)
 
     def next_due(self, channel: str) -> float | None:
         """When there will be something to send for it, in Unix seconds; None where there is nothing."""
@@ -1068,8 +1096,8 @@ def _batch(
     the whole message again; what is not due yet goes along with what is, for they came together.
 
     What the receiver refused `attempts` times running lets others pass; when one of those got through it is no fault of
-    the channel, and those of that message are tried one by one. What is urgent takes along what came before it of the
-    same state, which must not arrive after it. `alone` is whether nothing of the channel is under way.
+    the channel, and those of that message are tried one by one. What is urgent takes along an end of the same state
+    that came before it, which must not arrive after it. `alone` is whether nothing of the channel is under way.
     """
     head = min(due, key=lambda row: (max(0, row.attempts - attempts + 1), not row.urgent, row.event))
     if head.owner and attempts <= head.attempts and failures < head.attempts:
@@ -1079,6 +1107,8 @@ def _batch(
         batch = [row for row in together if row.urgent or alone][:most]
     newest = {row.key: row.event for row in batch}
     before = [row for row in free if row not in batch and row.event < newest.get(row.key, 0)]
+    ends = {row.key for row in before if row.what == "recovered"}
+    before = [row for row in before if row.key in ends]
     return sorted((batch + before)[:most], key=lambda row: row.event)
 
 
