@@ -491,6 +491,47 @@ def test_what_cannot_be_read_of_it_takes_nothing_else_along(desk: Desk, broken: 
     outbox.close()
 
 
+def test_who_still_writes_a_file_that_was_moved_goes_on_in_the_new_one(desk: Desk) -> None:
+    other = Outbox(desk.settings, folder=desk.folder, clock=desk.clock)
+    other.take([desk.signal("raised", 1, id="before")])
+    path = os.path.join(desk.folder, FILE_NAME)
+    for end in ("-wal", "-shm", ""):
+        os.replace(path + end, path + ".damaged-1" + end)
+    desk.restart()
+    desk.say("raised", 2, id="there", target="bank")
+    other.take([desk.signal("raised", 3, id="after", target="mill")])
+    assert {each.target for each in other.incidents()} == {"shop", "bank", "mill"}
+    other.close()
+    desk.deliver()
+    assert sorted(n.target for _, n in desk.got["chat"]) == ["bank", "mill", "shop"]
+
+
+def test_what_was_moved_and_not_read_the_next_one_reads(desk: Desk, tmp_path: Path) -> None:
+    desk.outbox.take([desk.signal("raised", 3)])
+    desk.outbox.close()
+    path = os.path.join(desk.folder, FILE_NAME)
+    os.replace(path, path + ".damaged-1")
+    with open(path + ".unread", "w", encoding="utf-8") as note:  # killed before it was read
+        note.write(FILE_NAME + ".damaged-1")
+    desk.restart()
+    desk.deliver()
+    assert (desk.whats("chat"), os.path.exists(path + ".unread")) == (["raised"], False)
+
+
+def test_of_all_who_go_on_in_memory_one_sends_what_waits(desk: Desk) -> None:
+    desk.outbox.take([desk.signal("raised", 3)])
+    other = Outbox(desk.settings, folder=desk.folder, clock=desk.clock)
+    desk.outbox.into_memory()
+    other.into_memory()
+    assert len(ids(desk.outbox.claim(chat(desk)))) == 1
+    assert other.claim(chat(desk)) is None
+    desk.outbox.close()
+    assert other.recover()
+    other.into_memory()  # the first one is gone
+    assert other.claim(chat(desk)) is not None
+    other.close()
+
+
 def test_a_locked_store_is_an_error_and_goes_on_in_memory_and_comes_back(desk: Desk) -> None:
     lock = sqlite3.connect(os.path.join(desk.folder, FILE_NAME), isolation_level=None)
     desk.outbox._store._db.execute("PRAGMA busy_timeout = 10")
