@@ -42,6 +42,7 @@ from memwarden.tell.engine import (
     Silence,
     Step,
     acknowledge,
+    end_left,
     forget_member,
     merge,
     note_action,
@@ -521,6 +522,8 @@ class Outbox:
                         self._write(db, step, "", now)
                         incident = step.incident
                         found += 1
+                if incident.open and incident.left_unix_s is not None and not watched():
+                    self._write(db, end_left(incident, self._scene(db, incident.key, incident.target)), "", now)
                 if each.kind == "custom" and "channel" in each.details:  # also of one that is no channel any more
                     self._weigh_channel(db, str(each.details["channel"]))
             for name in self._policy.channels:
