@@ -165,6 +165,15 @@ def test_what_a_receiver_never_takes_holds_up_nothing_else(desk: Desk) -> None:
     assert got == [["later"], ["mate"], ["mate2"]]
 
 
+def test_a_message_whose_senders_were_killed_stays_one(desk: Desk) -> None:
+    desk.outbox.take([desk.signal("raised", 2, target=name) for name in "ab"])
+    for _ in range(6):
+        claim = desk.outbox.claim(chat(desk))
+        assert [each.target for each in claim.notices] == ["a", "b"]  # type: ignore[union-attr]
+        desk.restart()
+        desk.clock.advance(46)
+
+
 def test_a_channel_that_is_down_gets_the_same_messages_again(desk: Desk) -> None:
     desk.outbox.take([desk.signal("raised", 2, target=name) for name in "ab"])
     for _ in range(12):

@@ -1124,6 +1124,7 @@ class _Waiting(NamedTuple):
     made_unix_s: float
     owner: str
     lease_unix_s: float
+    error: str
     key: str
     kind: str
     what: str
@@ -1139,12 +1140,17 @@ class _Waiting(NamedTuple):
         """Whether somebody has it, and for no longer than anybody may: the clock may have been set back since."""
         return now < self.lease_unix_s <= now + LONGEST_LEASE_S
 
+    @property
+    def refused(self) -> int:
+        """How often it was tried and refused; who was killed at it, or only slow, refused nothing."""
+        return self.attempts if self.error else 0
+
     def is_due(self, now: float, group_s: float) -> bool:
         """Whether it need not wait, or would have to for longer than anything does: likewise."""
         return not now < self.due_unix_s <= now + group_s
 
 
-_OF_DELIVERY = 9
+_OF_DELIVERY = 10
 _COLUMNS = tuple(
     f"{'d' if at < _OF_DELIVERY else 'e'}.{name}" for at, name in enumerate(_Waiting._fields)
 )  # fmt: skip
@@ -1160,8 +1166,8 @@ def _batch(
     the channel, and those of that message are tried one by one. What is urgent takes along an end of the same state
     that came before it, which must not arrive after it. `alone` is whether nothing of the channel is under way.
     """
-    head = min(due, key=lambda row: (max(0, row.attempts - attempts + 1), not row.urgent, row.event))
-    if head.owner and attempts <= head.attempts and failures < head.attempts:
+    head = min(due, key=lambda row: (max(0, row.refused - attempts + 1), not row.urgent, row.event))
+    if head.owner and attempts <= head.refused and failures < head.refused:
         batch = [head]
     else:
         together = [row for row in free if row.owner == head.owner and (head.owner or row.urgent == head.urgent)]
