@@ -243,6 +243,7 @@ class Store:
         self.notes: tuple[str, ...] = ()
         self.degraded = ""
         self.path: str | None = None
+        self._file: tuple[int, int] | None = None
         found = state_directory(folder, environ)
         try:
             if memory:
@@ -251,6 +252,7 @@ class Store:
                 raise OSError("no folder is known: set MEMWARDEN_DIR")  # noqa: TRY301
             self.path = self._place(found, mounts) if not reading else _existing(found, mounts)
             self._db = self._open(self.path)
+            self._file = _file_at(self.path)
         except (OSError, sqlite3.OperationalError) as error:
             if reading:
                 raise _unreadable(error, found) from error
@@ -307,6 +309,11 @@ class Store:
         db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         _migrate(db, ":memory:")
         return db
+
+    @property
+    def is_moved(self) -> bool:
+        """Whether there is another file in its place by now, or none: what is written here nobody else will read."""
+        return self.path is not None and _file_at(self.path) != self._file
 
     def close(self) -> None:
         """Close the file. A second close is a no-op, and so is one in a forked child, where nothing was opened yet."""
@@ -404,6 +411,7 @@ class Store:
         if self.path is not None:
             try:
                 self._db = self._open(self.path)
+                self._file = _file_at(self.path)
             except sqlite3.Error as error:
                 raise _store_error(error, self.path) from error
         else:
@@ -452,6 +460,14 @@ class Store:
             query = f"SELECT {columns} FROM dead_letters WHERE name = ? ORDER BY id DESC LIMIT ?"  # noqa: S608
             found = db.execute(query, (name, most)).fetchall()
         return tuple(DeadLetter(**dict(zip(DeadLetter._fields, row, strict=True))) for row in found)
+
+
+def _file_at(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 # The same statements serve the table of this file and the one in a sink of sqlite3 (`jobs.sink`): all names are ours.

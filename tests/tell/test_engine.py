@@ -380,6 +380,17 @@ def test_what_nobody_else_can_see_ends_with_who_saw_it(desk: Desk) -> None:
     assert desk.whats("chat") == ["raised", "recovered"]
 
 
+def test_what_was_left_is_over_as_soon_as_nobody_is_there_to_take_it_up(desk: Desk) -> None:
+    desk.say("raised", 3, member="m1")
+    desk.say("left", 0, member="m1")
+    desk.outbox.sweep()
+    desk.deliver()
+    assert desk.whats("chat") == ["raised"]
+    desk.outbox.sweep(lambda: False)
+    desk.deliver()
+    assert (desk.whats("chat"), desk.outbox.incidents()) == (["raised", "recovered"], [])
+
+
 def test_what_is_of_one_process_ends_with_it(desk: Desk) -> None:
     desk.say("raised", 2, kind="leak", scope="process", member=GONE)
     desk.outbox.sweep()

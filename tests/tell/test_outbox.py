@@ -165,6 +165,15 @@ def test_what_a_receiver_never_takes_holds_up_nothing_else(desk: Desk) -> None:
     assert got == [["later"], ["mate"], ["mate2"]]
 
 
+def test_a_message_whose_senders_were_killed_stays_one(desk: Desk) -> None:
+    desk.outbox.take([desk.signal("raised", 2, target=name) for name in "ab"])
+    for _ in range(6):
+        claim = desk.outbox.claim(chat(desk))
+        assert [each.target for each in claim.notices] == ["a", "b"]  # type: ignore[union-attr]
+        desk.restart()
+        desk.clock.advance(46)
+
+
 def test_a_channel_that_is_down_gets_the_same_messages_again(desk: Desk) -> None:
     desk.outbox.take([desk.signal("raised", 2, target=name) for name in "ab"])
     for _ in range(12):
@@ -208,6 +217,34 @@ def test_a_channel_that_fails_rests_longer_each_time_and_is_down_after_its_attem
     claim = desk.outbox.claim(chat(desk))
     assert desk.outbox.sent("chat", ids(claim))
     assert desk.outbox.next_due("chat") is None
+
+
+def test_whether_a_channel_delivers_is_a_state_of_the_same_transaction(desk: Desk) -> None:
+    desk.outbox.take([desk.signal("raised", 2)])
+    for _ in range(3):
+        claim = desk.outbox.claim(chat(desk))
+        desk.outbox.failed(chat(desk), ids(claim), "refused", recoverable=True)
+        desk.clock.advance(301)
+    desk.restart()  # whoever counted it may be killed right then
+    desk.outbox.sweep()
+    (state,) = [each for each in desk.outbox.incidents() if each.kind == "custom"]
+    assert (state.target, state.text, set(state.channels)) == ("channel chat", "refused", {"mail"})
+    desk.outbox.sent("chat", ids(desk.outbox.claim(chat(desk))))
+    assert [each.kind for each in desk.outbox.incidents()] == ["high_usage"]
+    desk.deliver()
+    assert [n.what for _, n in desk.got["mail"] if n.kind == "custom"] == ["raised", "recovered"]
+
+
+def test_a_channel_that_is_no_more_does_not_fail_for_ever(desk: Desk) -> None:
+    desk.outbox.take([desk.signal("raised", 2)])
+    for _ in range(3):
+        claim = desk.outbox.claim(chat(desk))
+        desk.outbox.failed(chat(desk), ids(claim), "refused", recoverable=True)
+        desk.clock.advance(301)
+    desk.settings = settings_of(channels={"mail": {"kind": "smtp"}})
+    desk.restart()
+    desk.outbox.sweep()
+    assert [each.kind for each in desk.outbox.incidents()] == ["high_usage"]
 
 
 def test_retry_after_is_kept_to(desk: Desk) -> None:
@@ -262,7 +299,7 @@ def test_a_channel_may_give_up_after_tries_or_a_time_of_its_own(
         dead.append(desk.outbox.failed(use, ids(claim), "down", recoverable=True).dead)
         desk.clock.advance(1801)
     assert dead == ([0] * (dead_after - 1) + [1])[:tries]
-    (told,) = desk.outbox.history()
+    (told,) = desk.outbox.history(key="high_usage:shop")
     expected = "dead" if dead_after <= tries else "pending"
     assert {channel: state for channel, state, _, _ in told.deliveries} == {"chat": expected, "mail": "pending"}
 
@@ -461,6 +498,47 @@ def test_what_cannot_be_read_of_it_takes_nothing_else_along(desk: Desk, broken: 
     gone = {broken} | ({"alert_deliveries"} if broken == "alert_events" else set())
     assert {name for name, count in counts.items() if not count} == gone
     outbox.close()
+
+
+def test_who_still_writes_a_file_that_was_moved_goes_on_in_the_new_one(desk: Desk) -> None:
+    other = Outbox(desk.settings, folder=desk.folder, clock=desk.clock)
+    other.take([desk.signal("raised", 1, id="before")])
+    path = os.path.join(desk.folder, FILE_NAME)
+    for end in ("-wal", "-shm", ""):
+        os.replace(path + end, path + ".damaged-1" + end)
+    desk.restart()
+    desk.say("raised", 2, id="there", target="bank")
+    other.take([desk.signal("raised", 3, id="after", target="mill")])
+    assert {each.target for each in other.incidents()} == {"shop", "bank", "mill"}
+    other.close()
+    desk.deliver()
+    assert sorted(n.target for _, n in desk.got["chat"]) == ["bank", "mill", "shop"]
+
+
+def test_what_was_moved_and_not_read_the_next_one_reads(desk: Desk, tmp_path: Path) -> None:
+    desk.outbox.take([desk.signal("raised", 3)])
+    desk.outbox.close()
+    path = os.path.join(desk.folder, FILE_NAME)
+    os.replace(path, path + ".damaged-1")
+    with open(path + ".unread", "w", encoding="utf-8") as note:  # killed before it was read
+        note.write(FILE_NAME + ".damaged-1")
+    desk.restart()
+    desk.deliver()
+    assert (desk.whats("chat"), os.path.exists(path + ".unread")) == (["raised"], False)
+
+
+def test_of_all_who_go_on_in_memory_one_sends_what_waits(desk: Desk) -> None:
+    desk.outbox.take([desk.signal("raised", 3)])
+    other = Outbox(desk.settings, folder=desk.folder, clock=desk.clock)
+    desk.outbox.into_memory()
+    other.into_memory()
+    assert len(ids(desk.outbox.claim(chat(desk)))) == 1
+    assert other.claim(chat(desk)) is None
+    desk.outbox.close()
+    assert other.recover()
+    other.into_memory()  # the first one is gone
+    assert other.claim(chat(desk)) is not None
+    other.close()
 
 
 def test_a_locked_store_is_an_error_and_goes_on_in_memory_and_comes_back(desk: Desk) -> None:

@@ -14,7 +14,7 @@ from memwarden.units import format_duration
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from memwarden.facts import Notice
     from memwarden.ports import Channel
@@ -23,19 +23,10 @@ if TYPE_CHECKING:
 
 
 class Courier:
-    """For one channel; one thread at a time. `on_down(channel, error)` and `on_up(channel)` are told once each."""
+    """For one channel; one thread at a time."""
 
-    def __init__(
-        self,
-        outbox: Outbox,
-        channel: Channel,
-        use: ChannelUse,
-        *,
-        on_down: Callable[[str, str], None] | None = None,
-        on_up: Callable[[str], None] | None = None,
-    ) -> None:
+    def __init__(self, outbox: Outbox, channel: Channel, use: ChannelUse) -> None:
         self._outbox, self._channel, self.use = outbox, channel, use
-        self._on_down, self._on_up = on_down, on_up
         self._unmarked: list[str] = []
         self._urgent: deque[Notice] = deque()
         self._log = logging.getLogger("memwarden.tell")
@@ -85,8 +76,6 @@ class Courier:
             self._unmarked = []
             if was_failing:
                 self._log.info("channel %s delivers again", self.name)
-                if self._on_up is not None:
-                    self._on_up(self.name)
 
     def _send_past(self, notice: Notice) -> None:
         try:
@@ -136,8 +125,6 @@ class Courier:
                 "channel %s is down, failures running: %d; what is for it waits and is tried on: %s",
                 self.name, found.failures, error,
             )  # fmt: skip
-            if self._on_down is not None:
-                self._on_down(self.name, error)
         else:
             self._log.info("channel %s, try %d: %s", self.name, found.failures, error)
 

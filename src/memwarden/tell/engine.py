@@ -306,6 +306,11 @@ def merge(ours: Incident, theirs: Incident, before: Incident | None, now: float)
     return merged if merged.over_unix_s is not None else merged.replace(over_unix_s=now, over_text=other.over_text)
 
 
+def end_left(incident: Incident, scene: Scene) -> Step:
+    """Whoever saw it left, and nobody is there who could take it up."""
+    return _recover(incident.replace(left_unix_s=None), scene)
+
+
 # --- how a state begins, goes on and ends ----------------------------------------------------------------------------
 
 

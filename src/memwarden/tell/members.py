@@ -57,18 +57,23 @@ def is_alone(run_folder: str | None, own: str | None) -> bool:
     """Whether no other process is known to live that could tell of what all see: of the cgroup of our own box, where
     there is one, else of any.
     """
-    if run_folder is None:
-        return True
     try:
         cgroup = read_box(own).cgroup if own is not None else None
-        paths = [path for path in find_boxes(run_folder) if path != own and os.path.getsize(path) > SIZE]
-        boxes = [read_box(path) for path in paths]
+        paths = find_boxes(run_folder) if run_folder is not None else []
     except (OSError, BlackBoxError):
         return True
-    return not any(
-        not box.ended and cgroup in (None, box.cgroup) and is_living(member_of(box.pid, box.start_ticks))
-        for box in boxes
-    )
+    return not any(_may_tell(path, cgroup) for path in paths if path != own)
+
+
+def _may_tell(path: str, cgroup: str | None) -> bool:
+    """Whether it is the box of a process that lives, has slots for what is to be told, and is of this cgroup."""
+    try:
+        box = read_box(path) if os.path.getsize(path) > SIZE else None
+    except (OSError, BlackBoxError):  # it was tidied up just now
+        return False
+    if box is None or box.ended or cgroup not in (None, box.cgroup):
+        return False
+    return is_living(member_of(box.pid, box.start_ticks))
 
 
 def _namespace() -> int:

@@ -23,6 +23,7 @@ Everything is capped: events, states, pending deliveries, texts. What goes over 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -41,6 +42,7 @@ from memwarden.tell.engine import (
     Silence,
     Step,
     acknowledge,
+    end_left,
     forget_member,
     merge,
     note_action,
@@ -50,17 +52,18 @@ from memwarden.tell.engine import (
 )
 from memwarden.tell.members import is_foreign, is_gone, own_member
 from memwarden.tell.settings import LONGEST_TIMEOUT_S
-from memwarden.tell.transfer import TABLES, copy, put, rows_of, salvage
+from memwarden.tell.signals import Signal, key_of
+from memwarden.tell.transfer import TABLES, copy, copy_readable, put, rows_of, salvage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any
 
+    from memwarden.leader import Leader
     from memwarden.ports import Clock
     from memwarden.tell.engine import Tell
     from memwarden.tell.settings import AlertSettings, ChannelUse
-    from memwarden.tell.signals import Signal
 
 # Thirty days at one event every four minutes. An event has 1 to 7 KiB: 70 MiB at the very worst, 10 in practice.
 MOST_EVENTS = 10_000
@@ -168,6 +171,7 @@ class Outbox:
         self._count = self._claims = 0
         self.moved: list[str] = []
         self.dropped = 0
+        self._turn: Leader | None = None
         self._seeded: dict[tuple[str, str], str] = {}  # states as they were when memory took over
         self._past: dict[str, float | None] = {}  # deliveries that went past the file, and when; None: on their way
         self._store = store or (self._in_memory(memory) if memory else self._open(or_memory=or_memory))
@@ -176,24 +180,41 @@ class Outbox:
 
     def _open(self, *, or_memory: bool = True) -> Store:
         try:
-            return self._store_of(or_memory=or_memory)
+            store = self._store_of(or_memory=or_memory)
         except StoreError as error:
             if not _is_damage(error):
                 raise
             return self._anew(error, or_memory=or_memory)
+        self._salvage_left(store)
+        return store
 
     def _anew(self, error: StoreError, *, or_memory: bool) -> Store:
         """A new file in place of the damaged one, with what can be read of the alerts in that."""
         moved = self._move_aside(error)
         store = self._store_of(or_memory=or_memory)
         if moved:
-            try:
-                waiting = salvage(moved, store, self._put_state)
-            except StoreError as failed:
-                logging.getLogger(_log).warning("what waits in %s could not be taken over: %s", moved, failed)
-            else:
-                logging.getLogger(_log).warning("%d notice(s) that waited in it go out", waiting)
+            self._salvage(moved, store)
         return store
+
+    def _salvage_left(self, store: Store) -> None:
+        """Take over from a file that was moved aside by one that was killed before it could."""
+        note = f"{store.path}{_UNREAD}"
+        if store.path is None or not os.path.exists(note):
+            return
+        with contextlib.suppress(OSError, ValueError):
+            with open(note, encoding="utf-8") as file:
+                moved = os.path.join(os.path.dirname(note), os.path.basename(file.read()))
+            self._salvage(moved, store)
+
+    def _salvage(self, moved: str, store: Store) -> None:
+        try:
+            waiting = salvage(moved, store, self._put_state)
+        except StoreError as failed:
+            logging.getLogger(_log).warning("what waits in %s could not be taken over: %s", moved, failed)
+            return
+        logging.getLogger(_log).warning("%d notice(s) that waited in it go out", waiting)
+        with contextlib.suppress(OSError):
+            os.unlink(f"{store.path}{_UNREAD}")
 
     def _store_of(self, *, or_memory: bool) -> Store:
         return Store(
@@ -201,7 +222,9 @@ class Outbox:
         )  # fmt: skip
 
     def _move_aside(self, error: StoreError) -> str:
-        """Keep what is damaged under another name, which this gives; "" where another process was quicker."""
+        """Keep what is damaged under another name, which this gives; "" where another process was quicker. A note of it
+        stays until it is read, whoever does.
+        """
         folder = state_directory(self._folder, self._environ)
         assert folder is not None  # it was opened there
         from memwarden.leader import Leader
@@ -214,7 +237,9 @@ class Outbox:
             if not os.path.exists(path) or _is_sound(path):
                 return ""
             to = f"{path}.damaged-{int(self._clock.wall() * 1000)}"
-            for end in ("", "-wal", "-shm"):
+            with contextlib.suppress(OSError), open(path + _UNREAD, "w", encoding="utf-8") as note:
+                note.write(os.path.basename(to))
+            for end in ("-wal", "-shm", ""):
                 if os.path.exists(path + end):
                     os.replace(path + end, to + end)
         finally:
@@ -251,6 +276,7 @@ class Outbox:
             fresh.close()
             return False
         self._seeded.clear()
+        self._end_turn()
         old.close()
         return True
 
@@ -285,6 +311,22 @@ class Outbox:
         self._store = self._anew(error, or_memory=True)
         return True
 
+    def _follow(self) -> None:
+        """Where another process moved the file aside: what we wrote there since goes into the one in its place."""
+        old = self._store
+        if old.degraded or not old.is_moved:
+            return
+        fresh = self._open(or_memory=False)
+        try:
+            copy_readable(old.reading, fresh, self._put_state)
+        except StoreError:
+            fresh.close()
+            raise
+        self._store = fresh
+        old.retire()
+        old.close()
+        logging.getLogger(_log).warning("%s was moved by another process; alerts go on in the new one", fresh.path)
+
     def into_memory(self) -> None:
         """Go on in memory while the file cannot be written: what is told meanwhile is in the file later.
 
@@ -306,7 +348,7 @@ class Outbox:
         rows = {name: rows_of(db, name) for name in ("alert_taken", "alert_silences", "alert_states", "alert_channels")}
         urgent = "state = 'pending' AND urgent = 1"
         waiting = db.execute(f"SELECT id, owner FROM alert_deliveries WHERE {urgent} LIMIT {MOST_PAST}")  # noqa: S608  our words
-        ids = [name for name, owner in waiting.fetchall() if not self._is_others(owner)]
+        ids = [name for name, owner in waiting.fetchall() if self._has_turn() and not self._is_others(owner)]
         marks = ", ".join("?" * len(ids))
         rows["alert_deliveries"] = rows_of(db, "alert_deliveries", f"id IN ({marks})", ids)
         theirs = f"seq IN (SELECT event FROM alert_deliveries WHERE id IN ({marks}))"  # noqa: S608  question marks
@@ -320,11 +362,26 @@ class Outbox:
                     put(fresh, name, columns, row)
             self._put_down(fresh)
 
+    def _has_turn(self) -> bool:
+        """Whether we send what waits in a file that nobody can write; of all who share it one does."""
+        if self._turn is None:
+            folder = state_directory(self._folder, self._environ)
+            assert folder is not None  # it was opened there
+            from memwarden.leader import Leader
+
+            self._turn = Leader(folder, "memory")
+        return self._turn.take_turn()
+
+    def _end_turn(self) -> None:
+        if self._turn is not None:
+            self._turn.end_turn()
+
     def _in_memory(self, why: str) -> Store:
         return Store(self._folder, environ=self._environ, clock=self._clock, memory=why)
 
     def close(self) -> None:
         """Close the file."""
+        self._end_turn()
         self._store.close()
 
     # --- past the file ---------------------------------------------------------------------------------------------
@@ -399,6 +456,7 @@ class Outbox:
         Where it is not `patient` a locked file is a StoreError at once, for an outbox that may be hurried.
         """
         made = 0
+        self._follow()
         with self._store.transaction(patient=patient) as db:
             for signal in signals:
                 done = db.execute("INSERT OR IGNORE INTO alert_taken (id) VALUES (?)", (signal.id,)).rowcount
@@ -451,6 +509,7 @@ class Outbox:
         Of a process of another pid namespace nothing is known: it is gone when nobody said for an hour that it lasts.
         """
         found, now = 0, self._clock.wall()
+        self._follow()
         with self._store.transaction() as db:
             for each in self._open_ones(db):
                 gone = [member for member in each.members if _is_silent(member, each, now)]
@@ -463,6 +522,12 @@ class Outbox:
                         self._write(db, step, "", now)
                         incident = step.incident
                         found += 1
+                if incident.open and incident.left_unix_s is not None and not watched():
+                    self._write(db, end_left(incident, self._scene(db, incident.key, incident.target)), "", now)
+                if each.kind == "custom" and "channel" in each.details:  # also of one that is no channel any more
+                    self._weigh_channel(db, str(each.details["channel"]))
+            for name in self._policy.channels:
+                self._weigh_channel(db, name)
         return found
 
     def acknowledge(self, key: str, by: str) -> tuple[Incident, ...]:
@@ -712,6 +777,8 @@ class Outbox:
         with self._store.transaction() as db:
             state = self._count_sent(db, channel, ids)
             self._put_channel(db, state.replace(failures=0, not_before_unix_s=0.0, since_unix_s=None, error=""))
+            if state.failures:
+                self._weigh_channel(db, channel)
         return state.failures > 0
 
     def _count_sent(self, db: sqlite3.Connection, channel: str, ids: Sequence[str]) -> ChannelState:
@@ -761,7 +828,29 @@ class Outbox:
                     since_unix_s=state.since_unix_s if state.since_unix_s is not None else now,
                 ),
             )  # fmt: skip
+            if failures >= use.attempts:
+                self._weigh_channel(db, use.name)
         return Failure(failures=failures, not_before_unix_s=now + rest_s, dead=dead, down_now=failures == use.attempts)
+
+    def _weigh_channel(self, db: sqlite3.Connection, name: str) -> None:
+        """Whether a channel delivers is a state, stepped in the transaction that learns of it."""
+        use, channel = self._policy.channels.get(name), self._channel(db, name)
+        target = f"channel {name}"
+        known = self._load(db, key_of("custom", target))
+        is_on = known is not None and known.open and known.over_unix_s is None
+        if use is not None and channel.failures >= use.attempts and not is_on:
+            what, level, title, text = "raised", Level.WARNING, "does not deliver", channel.error
+        elif is_on and (use is None or not channel.failures):
+            text = "it delivers again" if use is not None else "it is no channel any more"
+            what, level, title = "cleared", Level.NORMAL, "delivers again"
+        else:
+            return
+        signal = Signal(
+            id=_new_id(), key=key_of("custom", target), kind="custom", what=what, level=level,
+            title=f"alert channel {name} {title}", text=text, unix_s=self._clock.wall(), target=target,
+            host=os.uname().nodename, member="courier", scope="process", details={"channel": name},
+        )  # fmt: skip
+        self._take(db, signal)
 
     def next_due(self, channel: str) -> float | None:
         """When there will be something to send for it, in Unix seconds; None where there is nothing."""
@@ -1035,6 +1124,7 @@ class _Waiting(NamedTuple):
     made_unix_s: float
     owner: str
     lease_unix_s: float
+    error: str
     key: str
     kind: str
     what: str
@@ -1050,12 +1140,17 @@ class _Waiting(NamedTuple):
         """Whether somebody has it, and for no longer than anybody may: the clock may have been set back since."""
         return now < self.lease_unix_s <= now + LONGEST_LEASE_S
 
+    @property
+    def refused(self) -> int:
+        """How often it was tried and refused; who was killed at it, or only slow, refused nothing."""
+        return self.attempts if self.error else 0
+
     def is_due(self, now: float, group_s: float) -> bool:
         """Whether it need not wait, or would have to for longer than anything does: likewise."""
         return not now < self.due_unix_s <= now + group_s
 
 
-_OF_DELIVERY = 9
+_OF_DELIVERY = 10
 _COLUMNS = tuple(
     f"{'d' if at < _OF_DELIVERY else 'e'}.{name}" for at, name in enumerate(_Waiting._fields)
 )  # fmt: skip
@@ -1068,17 +1163,19 @@ def _batch(
     the whole message again; what is not due yet goes along with what is, for they came together.
 
     What the receiver refused `attempts` times running lets others pass; when one of those got through it is no fault of
-    the channel, and those of that message are tried one by one. What is urgent takes along what came before it of the
-    same state, which must not arrive after it. `alone` is whether nothing of the channel is under way.
+    the channel, and those of that message are tried one by one. What is urgent takes along an end of the same state
+    that came before it, which must not arrive after it. `alone` is whether nothing of the channel is under way.
     """
-    head = min(due, key=lambda row: (max(0, row.attempts - attempts + 1), not row.urgent, row.event))
-    if head.owner and attempts <= head.attempts and failures < head.attempts:
+    head = min(due, key=lambda row: (max(0, row.refused - attempts + 1), not row.urgent, row.event))
+    if head.owner and attempts <= head.refused and failures < head.refused:
         batch = [head]
     else:
         together = [row for row in free if row.owner == head.owner and (head.owner or row.urgent == head.urgent)]
         batch = [row for row in together if row.urgent or alone][:most]
     newest = {row.key: row.event for row in batch}
     before = [row for row in free if row not in batch and row.event < newest.get(row.key, 0)]
+    ends = {row.key for row in before if row.what == "recovered"}
+    before = [row for row in before if row.key in ends]
     return sorted((batch + before)[:most], key=lambda row: row.event)
 
 
@@ -1126,6 +1223,8 @@ def _rests(state: ChannelState, now: float) -> bool:
 
 # --- damage ----------------------------------------------------------------------------------------------------------
 
+# Beside the store: the name of the file that was moved aside and not yet read.
+_UNREAD = ".unread"
 # What SQLite says of a file that is none of its, or is broken: SQLITE_CORRUPT and SQLITE_NOTADB.
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 

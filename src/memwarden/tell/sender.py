@@ -281,11 +281,7 @@ class Teller:
     def couriers(self, outbox: Outbox) -> list[Courier]:
         """One for each channel that is in use."""
         uses = self.settings.policy.channels
-        return [
-            Courier(outbox, channel, uses[channel.name], on_down=self._say_down, on_up=self._say_up)
-            for channel in self._channels
-            if channel.name in uses
-        ]
+        return [Courier(outbox, channel, uses[channel.name]) for channel in self._channels if channel.name in uses]
 
     def stop(self, *, patience_s: float = STOP_S) -> None:
         """Take everything in, deliver for at most so long, and end. What is left is in the store, or in the slots."""
@@ -569,27 +565,10 @@ class Teller:
         where, outbox.moved = outbox.moved[-1], []
         text = f"it was moved to {where}; alerts that were not delivered when it broke may be in there only"
         self.tell(
-            Draft(kind="custom", what="seen", level=Level.CRITICAL, title="the store of alerts was damaged", text=text)
+            Draft(kind="custom", what="seen", level=Level.CRITICAL, title="the store of alerts was damaged", text=text),
+            target="store of alerts",  # a death of the same target must not be throttled by it
         )
         self._say_standing()
-
-    def _say_down(self, channel: str, error: str) -> None:
-        self.tell(
-            Draft(
-                kind="custom", what="raised", level=Level.WARNING, title=f"alert channel {channel} does not deliver",
-                text=error, scope="process", details={"channel": channel},
-            ),
-            target=f"channel {channel}", member="courier",
-        )  # fmt: skip
-
-    def _say_up(self, channel: str) -> None:
-        self.tell(
-            Draft(
-                kind="custom", what="cleared", level=Level.NORMAL, title=f"alert channel {channel} delivers again",
-                text="it delivers again", scope="process", details={"channel": channel},
-            ),
-            target=f"channel {channel}", member="courier",
-        )  # fmt: skip
 
 
 class _Worker:

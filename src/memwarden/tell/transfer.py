@@ -7,9 +7,12 @@ import sqlite3
 from contextlib import closing
 from urllib.parse import quote
 
+from memwarden.errors import StoreError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from typing import Any
 
     from memwarden.store import Store
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     PutState = Callable[[sqlite3.Connection, Sequence[str], Row], None]
     Rows = tuple[tuple[str, ...], list[Row]]  # the names of the columns, and the rows
 
-__all__ = ["copy", "put", "rows_of", "salvage"]
+__all__ = ["copy", "copy_readable", "put", "rows_of", "salvage"]
 
 TABLES = ("alert_taken", "alert_silences", "alert_states", "alert_events", "alert_deliveries")
 # What must be JSON to be of use, by table.
@@ -85,26 +88,39 @@ def salvage(path: str, new: Store, put_state: PutState) -> int:
 
     States without a readable text, and deliveries without their event, are left out. Raises StoreError of the new one.
     """
-    with new.reading() as db:
-        shapes = {table: rows_of(db, table, "0")[0] for table in TABLES}
-    copy({table: (shape, _readable(path, table, shape)) for table, shape in shapes.items()}, new, put_state)
+    copy_readable(lambda: closing(_open(path)), new, put_state)
     with new.reading() as db:
         query = "SELECT count(*) FROM alert_deliveries WHERE state = 'pending'"
         return int(db.execute(query).fetchone()[0])
 
 
-def _readable(path: str, table: str, columns: Sequence[str]) -> list[Row]:
+def copy_readable(
+    opened: Callable[[], AbstractContextManager[sqlite3.Connection]], new: Store, put_state: PutState
+) -> None:
+    """Take over what can still be read of another one, which may be damaged. Raises StoreError of the new one."""
+    with new.reading() as db:
+        shapes = {table: rows_of(db, table, "0")[0] for table in TABLES}
+    copy({table: (shape, _readable(opened, table, shape)) for table, shape in shapes.items()}, new, put_state)
+
+
+def _open(path: str) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=1.0)
+
+
+def _readable(
+    opened: Callable[[], AbstractContextManager[sqlite3.Connection]], table: str, columns: Sequence[str]
+) -> list[Row]:
     """Row by row until one cannot be read, from either end: a broken page takes what is on it, and no more."""
     found: dict[Row, None] = {}
     for order in ("ASC", "DESC"):
         try:
-            with closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=1.0)) as db:
+            with opened() as db:
                 text = f"SELECT {', '.join(columns)} FROM {table} ORDER BY 1 {order} LIMIT {_MOST}"  # noqa: S608  names alone, as above
                 for row in db.execute(text):
                     if _is_sound(table, columns, row):
                         found[row] = None
                 break
-        except (sqlite3.Error, UnicodeDecodeError):
+        except (sqlite3.Error, StoreError, UnicodeDecodeError):
             continue
     return list(found)
 
