@@ -257,8 +257,8 @@ def test_arguments_of_a_memory_aware_task_are_checked_where_it_is_sent() -> None
 def test_a_child_that_dies_while_its_worker_ends_is_written_down(one_broker: Broker, tmp_path: Any) -> None:
     folder = os.fspath(tmp_path)
     with CelerySite.on(one_broker.numbered(5), folder) as made:
-        root = made.jobs.submit(work.hangs_for_ever, path=f"{folder}/effects.db")
-        wait_for(lambda: bool(work.effects(f"{folder}/effects.db")), "the part at work")
+        root = made.jobs.submit(work.slow, count=1, path=f"{folder}/effects.db", pause_s=60)
+        wait_for(lambda: bool(at_work(made.ledger, "celery")), "the part at work")
         (pid,) = at_work(made.ledger, "celery")
         made.worker.process.send_signal(signal.SIGTERM)
         made.worker.until("Warm shutdown")

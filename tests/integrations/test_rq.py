@@ -14,6 +14,7 @@ from tests.integrations.survival import KernelKills, Machines, Pressure, Surviva
 from tests.integrations.workers import wait_for
 from tests.jobs import work
 from tests.jobs.contract import EngineContract
+from tests.jobs.toll import at_work
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,9 +110,8 @@ def test_what_an_ordinary_job_starts_can_be_told_to_end(site: RQSite, function: 
 
 
 def test_a_part_that_is_stopped_by_rqs_command_is_given_up_and_no_item_is_blamed(site: RQSite) -> None:
-    path = f"{site.folder}/stopped.db"
-    root = site.jobs.submit(work.hangs_for_ever, path=path)
-    wait_for(lambda: bool(work.effects(path)), "the part at work")
+    root = site.jobs.submit(work.slow, count=1, path=f"{site.folder}/stopped.db", pause_s=60)
+    wait_for(lambda: bool(at_work(site.ledger, "rq")), "the part at work")
     send_stop_job_command(site.redis, f"{root}-0-0")
     status = over(site.ledger, root)
     assert (status.state, status.attempts, status.quarantined) == ("failed", 1, 0)
