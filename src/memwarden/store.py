@@ -38,6 +38,9 @@ FILE_NAME = "memwarden.db"
 BUSY_S = 5.0
 # One that may be asked to hurry meanwhile waits in slices of this, and lets other threads have a turn in between.
 SLICE_S, TURN_S = 0.02, 0.005
+# Opening waits for at least so long, hurry or not: whoever has a file then makes it or brings it up, which takes
+# milliseconds, and who went on in memory would be alone there. Nine at once on one busy core took 0.2 s.
+OPEN_S = 1.0
 IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 
 # One script per version of the schema; a file is brought up by those that it lacks. Never edit one that was released.
@@ -217,7 +220,8 @@ class Store:
     nothing lives in memory in its stead, and others write while it reads.
 
     Every call is one transaction of its own, and waits at most 5 s for other writers; not even that where `hurry`,
-    which is asked meanwhile, says so.
+    which is asked meanwhile, says so. A file that somebody else has locked when it is to be opened is no reason for
+    memory: the first call that finds it free opens it, and those before are a StoreError.
     """
 
     def __init__(
@@ -239,7 +243,9 @@ class Store:
         self._turn = threading.Event()  # that nobody sets
         self._lock = threading.Lock()
         self._inherited: list[sqlite3.Connection] = []
-        self._opening: dict[int, threading.Lock] = {}  # of each process that opens it anew, by its pid
+        self._openings: dict[int, threading.Lock] = {}  # of each process that opens it, by its pid
+        self._db: sqlite3.Connection
+        self._is_open, self._pid = False, os.getpid()
         self.notes: tuple[str, ...] = ()
         self.degraded = ""
         self.path: str | None = None
@@ -254,6 +260,8 @@ class Store:
             self._db = self._open(self.path)
             self._file = _file_at(self.path)
         except (OSError, sqlite3.OperationalError) as error:
+            if or_memory and not reading and _is_busy(error):
+                return
             if reading:
                 raise _unreadable(error, found) from error
             if not or_memory:
@@ -262,7 +270,7 @@ class Store:
             self._db = self._in_memory(found, error)
             if not memory:  # whoever gives a reason has said it
                 logging.getLogger("memwarden.store").warning("%s", self.degraded)
-        self._pid = os.getpid()
+        self._is_open = True
 
     def _place(self, folder: str, mounts: str) -> str:
         os.makedirs(folder, mode=0o700, exist_ok=True)
@@ -287,11 +295,12 @@ class Store:
         wait_s = BUSY_S if self._hurry is None else SLICE_S
         db = sqlite3.connect(path, timeout=wait_s, isolation_level=None, check_same_thread=False)
         try:
-            self._patiently(lambda: db.execute("PRAGMA journal_mode = WAL").close())
+            # SQLite waits for nobody in this one, whatever its time-out (SQLITE_BUSY comes at once).
+            self._patiently(lambda: db.execute("PRAGMA journal_mode = WAL").close(), least_s=OPEN_S)
             db.execute("PRAGMA synchronous = NORMAL").close()
             # Whoever only looks waits for no writer, unless there is something to bring up.
             if not self._reads or db.execute("PRAGMA user_version").fetchone()[0] != len(_MIGRATIONS):
-                self._patiently(lambda: _migrate(db, path))
+                self._patiently(lambda: _migrate(db, path), least_s=OPEN_S)
         except sqlite3.OperationalError:
             db.close()
             raise
@@ -313,7 +322,7 @@ class Store:
     @property
     def is_moved(self) -> bool:
         """Whether there is another file in its place by now, or none: what is written here nobody else will read."""
-        return self.path is not None and _file_at(self.path) != self._file
+        return self.path is not None and self._is_open and _file_at(self.path) != self._file
 
     def close(self) -> None:
         """Close the file. A second close is a no-op, and so is one in a forked child, where nothing was opened yet."""
@@ -321,7 +330,8 @@ class Store:
         if self._pid != os.getpid():  # the lock may be held by a thread that did not come along
             return
         with self._lock:
-            self._db.close()
+            if self._is_open:
+                self._db.close()
 
     def __enter__(self) -> Self:
         return self
@@ -351,26 +361,22 @@ class Store:
 
     @contextmanager
     def _begun(self, how: str, *, patient: bool) -> Iterator[sqlite3.Connection]:
-        if self._pid != os.getpid():
-            # A lock of this process alone: two threads of it begin at once, and none of the parent's can hold it.
-            with self._opening.setdefault(os.getpid(), threading.Lock()):
-                if self._pid != os.getpid():
-                    self._after_fork()
+        db = self._db if self._is_open and self._pid == os.getpid() else self._reopened()
         try:
-            lock = self._begin(how, patient=patient)
+            lock = self._begin(db, how, patient=patient)
             try:
-                yield self._db
-                self._db.execute("COMMIT")
+                yield db
+                db.execute("COMMIT")
             finally:
                 try:
-                    if self._db.in_transaction:
-                        self._db.execute("ROLLBACK")
+                    if db.in_transaction:
+                        db.execute("ROLLBACK")
                 finally:
                     lock.release()
         except sqlite3.Error as error:
             raise _store_error(error, self.path or "store") from error
 
-    def _begin(self, how: str, *, patient: bool) -> threading.Lock:
+    def _begin(self, db: sqlite3.Connection, how: str, *, patient: bool) -> threading.Lock:
         """Begin, and hold the lock of this Store, which is given back while another process is waited for."""
         lock = self._lock
 
@@ -379,7 +385,7 @@ class Store:
             try:
                 if self._retired:
                     raise sqlite3.ProgrammingError("the store is closed")  # noqa: TRY301  gives the lock back too
-                self._db.execute(how)
+                db.execute(how)
             except BaseException:
                 lock.release()
                 raise
@@ -387,37 +393,53 @@ class Store:
         self._patiently(begin, patient=patient)
         return lock
 
-    def _patiently(self, step: Callable[[], None], *, patient: bool = True) -> None:
-        """Have it done, in slices where somebody may ask to hurry; one slice at least. Raises sqlite3.Error."""
+    def _patiently(self, step: Callable[[], None], *, patient: bool = True, least_s: float = 0.0) -> None:
+        """Have it done, in slices where somebody may ask to hurry; one slice, or `least_s`, at the least.
+
+        Raises sqlite3.Error.
+        """
         clock = SystemClock()  # whatever clock we live by: it is a real process that is waited for
-        end_s = clock.monotonic() + BUSY_S
+        start_s = clock.monotonic()
         while True:
             try:
                 step()
             except sqlite3.OperationalError as error:
-                if not patient or not _is_busy(error) or self._hurry is None or self._hurry():
+                waited_s = clock.monotonic() - start_s
+                if not _is_busy(error) or waited_s >= BUSY_S:
                     raise
-                if clock.monotonic() >= end_s:
+                in_haste = self._hurry is not None and (not patient or self._hurry())
+                if in_haste and waited_s >= least_s:
                     raise
             else:
                 return
             clock.wait(self._turn, TURN_S)
 
+    def _reopened(self) -> sqlite3.Connection:
+        """Open what is not open yet here: after a fork, or where somebody had it locked. Raises StoreError."""
+        # A lock of this process alone: two threads of it begin at once, and none of the parent's can hold it.
+        with self._openings.setdefault(os.getpid(), threading.Lock()):
+            if self._pid != os.getpid():
+                self._after_fork()
+            if not self._is_open:
+                assert self.path is not None  # only a file is left unopened
+                try:
+                    self._db, self._file = self._open(self.path), _file_at(self.path)
+                except sqlite3.Error as error:
+                    raise _store_error(error, self.path) from error
+                self._is_open = True
+            return self._db
+
     def _after_fork(self) -> None:
         # The parent's connection must not be used here nor closed: its locks are the parent's (sqlite.org/howtocorrupt,
         # "carrying an open database connection across a fork"). So it is kept and never touched.
         self._lock, self._turn = threading.Lock(), threading.Event()
-        self._inherited.append(self._db)
-        if self.path is not None:
-            try:
-                self._db = self._open(self.path)
-                self._file = _file_at(self.path)
-            except sqlite3.Error as error:
-                raise _store_error(error, self.path) from error
-        else:
-            self._db = self._in_memory(None, OSError("forked: what the parent kept in memory is not here"))
+        if self._is_open:
+            self._inherited.append(self._db)
+        self._is_open, self._pid = False, os.getpid()
+        if self.path is None:
+            why = OSError("forked: what the parent kept in memory is not here")
+            self._db, self._is_open = self._in_memory(None, why), True
             logging.getLogger("memwarden.store").warning("%s", self.degraded)
-        self._pid = os.getpid()  # not before: where it cannot be opened now, it is tried again
 
     # --- checkpoints -------------------------------------------------------------------------------------------
 

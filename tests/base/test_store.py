@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from memwarden.errors import CheckpointError, StoreError
-from memwarden.store import FILE_NAME, Checkpoint, DeadLetter, Store, state_directory
+from memwarden.store import FILE_NAME, Checkpoint, DeadLetter, Store, is_locked, state_directory
 from memwarden.testing import FakeClock
 
 if TYPE_CHECKING:
@@ -295,6 +295,49 @@ def test_many_processes_may_start_at_once(tmp_path: Path) -> None:
     assert [process.wait(60) for process in running] == [0] * 4
     with Store(str(tmp_path)) as store:
         assert all(store.checkpoints(str(n)) for n in range(4))
+
+
+@pytest.mark.parametrize("hurry", ["lambda: True", "lambda: False", "None"])
+def test_forks_that_make_one_file_at_once_all_end_up_in_it(tmp_path: Path, hurry: str) -> None:
+    """A master and its workers in an emergency: none of them goes on in memory, where it would be alone."""
+    program = f"""
+import os, sys
+from memwarden.store import Checkpoint, Store
+for number in range(10):
+    folder = os.path.join(sys.argv[1], str(number))
+    start, go = os.pipe()
+    children = []
+    for each in range(9):
+        children.append(os.fork())
+        if not children[-1]:
+            os.close(go)
+            os.read(start, 1)
+            store = Store(folder, hurry={hurry})
+            store.write(Checkpoint(name=str(each), part=0, plan=""))
+            os._exit(1 if store.degraded else 0)
+    os.close(start), os.close(go)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(each, 0)[1]) for each in children]
+    with Store(folder) as store:
+        kept = [len(store.checkpoints(str(each))) for each in range(9)]
+    assert (codes, kept) == ([0] * 9, [1] * 9), (codes, kept)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_file_that_is_locked_when_it_is_opened_is_opened_later_and_never_left_for_memory(tmp_path: Path) -> None:
+    holder = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    with Store(str(tmp_path), hurry=lambda: True) as store:
+        assert (store.degraded, store.path) == ("", str(tmp_path / FILE_NAME))
+        with pytest.raises(StoreError, match="locked by another process") as caught:
+            store.checkpoints("a")
+        assert is_locked(caught.value)
+        holder.execute("ROLLBACK")
+        assert store.write(Checkpoint(name="a", part=0, plan="{}")).version == 1
+    holder.close()
+    with Store(str(tmp_path)) as store:
+        assert len(store.checkpoints("a")) == 1
 
 
 def test_a_second_store_of_one_process_takes_nothing_from_the_first(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from memwarden.blackbox import BlackBox, LeakState, directory, read_box
 from memwarden.supervise.autopsy import Autopsy, deaths, examine, headline, is_alive, read_all, same_life, tell
-from memwarden.supervise.deaths import Death
-from memwarden.supervise.record import DEATH, EVIDENCE, BoxRecord, NoRecord, no_record
+from memwarden.supervise.deaths import Death, Kill
+from memwarden.supervise.record import DEATH, EVIDENCE, KILL, BoxRecord, NoRecord, no_record
 from memwarden.testing import FakeMachine
 
 if TYPE_CHECKING:
@@ -28,13 +28,16 @@ def machine() -> Iterator[FakeMachine]:
         yield made
 
 
-def _box(folder: Path, *, kind: str = "inside", pid: int = 77, born: float = 0.0, start: int = 500) -> BlackBox:
+def _box(
+    folder: Path, *, kind: str = "inside", pid: int = 77, born: float = 0.0, start: int = 500, under: int = 0
+) -> BlackBox:
     return BlackBox(
         str(folder),
         pid=pid,
         unix_s=T0 + born,
         monotonic_s=1000.0 + born,
         kind=kind,
+        supervisor_pid=under,
         start_ticks=start,
         argv="python -m shop",
     )
@@ -335,3 +338,88 @@ def test_where_no_box_can_be_made_the_supervisor_is_told_why(monkeypatch: pytest
     assert isinstance(nothing, NoRecord)
     nothing.event("x")
     nothing.end(Death(verdict="clean", exit_code=0), peak_bytes=None)
+
+
+def _kill(box: BlackBox, at: float, *victims: int, count: int = 1) -> None:
+    box.event(T0 + at, 1000.0 + at, KILL, Kill(count=count, victims=victims).text)
+
+
+def _worker(folder: Path, pid: int, *, until: float, kills: int = 0) -> None:
+    box = _box(folder, pid=pid, start=pid, under=9)
+    box.place(512 * MIB, "memory.max", cgroup=GROUP, oom_kills=kills)
+    _tick(box, until, 100 * MIB)
+    box.close()
+
+
+def _count_kills(machine: FakeMachine, number: int) -> None:
+    machine.write(f"{GROUP}/memory.events", f"oom 0\noom_kill {number}\n")
+
+
+def test_a_worker_that_its_supervisor_saw_killed_was_killed_though_the_counter_is_gone(
+    machine: FakeMachine, tmp_path: Path
+) -> None:
+    master = _box(tmp_path, kind="outside", under=9)
+    _kill(master, 5.0, 80)
+    master.close()
+    _worker(tmp_path, 80, until=4.0)
+    (path,) = [box.path for box in read_all(str(tmp_path))[0] if box.kind == "inside"]
+    alone = examine(machine, (read_box(path),))  # as the service asks, which has the boxes of one life only
+    (found,) = [death for death in _all(machine, tmp_path) if death.pid == 80]
+    for each in (alone, found):
+        assert (each.verdict, each.certain) == ("oom_kill", True)
+        assert "pid 80" in each.evidence[0]
+
+
+@pytest.mark.parametrize(
+    ("pid", "until", "under"), [(81, 4.0, 9), (80, 6.0, 9), (80, 4.0, 8)], ids=["another", "later", "elsewhere"]
+)
+def test_a_kill_on_record_is_of_nobody_else(
+    machine: FakeMachine, tmp_path: Path, pid: int, until: float, under: int
+) -> None:
+    master = _box(tmp_path, kind="outside", under=under)
+    _kill(master, 5.0, 80)
+    master.close()
+    _worker(tmp_path, pid, until=until)
+    (found,) = [death for death in _all(machine, tmp_path) if death.pid == pid]
+    assert found.verdict == "unknown"
+
+
+def test_a_risen_counter_accuses_nobody_where_every_kill_is_known_to_be_anothers(
+    machine: FakeMachine, tmp_path: Path
+) -> None:
+    _count_kills(machine, 2)
+    master = _box(tmp_path, kind="outside", under=9)
+    _kill(master, 5.0, 80)
+    _worker(tmp_path, 81, until=4.0)
+    (found,) = [death for death in _all(machine, tmp_path) if death.pid == 81]
+    assert (found.verdict, found.certain) == ("oom_kill", False)  # one of the two is nobody's yet
+    _kill(master, 6.0, 82)
+    master.close()
+    (found,) = [death for death in _all(machine, tmp_path) if death.pid == 81]
+    assert found.verdict == "unknown"
+    assert "none of them" in found.evidence[1]
+
+
+def test_with_more_suspects_than_kills_each_of_them_was_only_probably_killed(
+    machine: FakeMachine, tmp_path: Path
+) -> None:
+    master = _box(tmp_path, kind="outside", under=9)
+    _kill(master, 5.0, 80, 81)
+    master.close()
+    _worker(tmp_path, 80, until=4.0)
+    (found,) = [death for death in _all(machine, tmp_path) if death.pid == 80]
+    assert (found.verdict, found.certain) == ("oom_kill", False)
+
+
+@pytest.mark.parametrize(("on_record", "verdict"), [(True, "after_oom_kill"), (False, "oom_kill_of_descendant")])
+def test_an_end_after_kills_that_are_on_record_is_told_from_one_that_is_their_only_witness(
+    machine: FakeMachine, tmp_path: Path, on_record: bool, verdict: str
+) -> None:
+    master = _box(tmp_path, kind="outside", under=9)
+    if on_record:
+        _kill(master, 5.0, 80)
+    _die(master, 6.0, "oom_kill_of_descendant", code=0)
+    master.close()
+    (found,) = _all(machine, tmp_path)
+    assert found.verdict == verdict
+    assert "ended after the kernel killed a process of it" in headline(found)

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memwarden.supervise import deaths
-from memwarden.supervise.deaths import DeathFacts, KernelLog, KillCounter, KillWatch, classify, victim_in
+from memwarden.supervise.deaths import (
+    DeathFacts,
+    KernelLog,
+    Kill,
+    KillCounter,
+    KillWatch,
+    classify,
+    kill_in,
+    victim_in,
+)
 
 MAIN = 100
 SIGKILLED = -signal.SIGKILL
@@ -142,6 +151,10 @@ class World:
     def end(self, status: int, *pids: int, at: float) -> deaths.Death:
         return classify(self.watch.facts(status, frozenset(pids), now_s=at))
 
+    def last_words(self, status: int, *pids: int, at: float) -> str:
+        facts = self.watch.facts(status, frozenset(pids), now_s=at)
+        return self.watch.last_words(facts, classify(facts))
+
 
 def test_kills_before_this_life_do_not_count() -> None:
     world = World()
@@ -204,6 +217,46 @@ def test_a_counter_that_cannot_be_read_at_the_end_is_no_proof() -> None:
     world = World()
     world.counter.now = None
     assert not world.end(SIGKILLED, at=0.1).certain
+
+
+@given(st.integers(1, 99), st.lists(st.integers(1, 1 << 22), max_size=30), st.booleans())
+def test_a_kill_is_read_as_it_was_written_with_the_victims_that_are_named(
+    count: int, victims: list[int], certain: bool
+) -> None:
+    kill = Kill(count=count, victims=tuple(victims), certain=certain)
+    assert kill_in(kill.text) == kill.replace(victims=tuple(victims[:8]))
+    assert len(kill.text) < 176  # the room of a record in the black box
+    assert kill_in("the kernel killed a process") is None
+
+
+def test_a_kill_by_a_counter_that_others_share_is_only_probable_unless_the_log_names_it() -> None:
+    log = Log()
+    for named, certain in ((False, False), (True, True)):
+        world = World(shared=True, log=log)
+        world.look(MAIN, 7, at=0.0)
+        world.counter.now = 6
+        world.doomed.add(7)
+        log.new = frozenset({7}) if named else frozenset()
+        kill = kill_in(world.look(MAIN, 7, at=0.1))
+        assert kill == Kill(count=1, victims=(7,), certain=certain)
+
+
+def test_a_kill_right_before_the_end_is_put_on_record_unless_it_was_the_commands_own() -> None:
+    for status, words in ((0, True), (1, True), (SIGKILLED, False)):
+        world = World()
+        world.look(MAIN, 7, at=0.0) if status != SIGKILLED else world.look(MAIN, at=0.0)
+        world.counter.now = 6
+        late = world.last_words(status, at=0.1)
+        assert (kill_in(late) == Kill(count=1, victims=(7,))) is words, late
+
+
+def test_a_kill_that_a_look_has_told_is_not_told_again_at_the_end() -> None:
+    world = World()
+    world.look(MAIN, 7, at=0.0)
+    world.counter.now = 6
+    world.doomed.add(7)
+    assert world.look(MAIN, 7, at=0.1)
+    assert world.last_words(0, at=0.2) == ""
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from memwarden.blackbox import find_boxes, read_box
+from memwarden.blackbox import directory, find_boxes, read_box
 from memwarden.errors import BlackBoxError
+from memwarden.sense.machine import Machine
 from memwarden.supervise import cgroup
+from memwarden.supervise.autopsy import deaths, read_all
 from memwarden.supervise.cgroup import MemoryGroup
+from memwarden.supervise.service.service import draft_of
 from tests.supervise.processes import (
     HOG,
     MIB,
@@ -36,6 +39,7 @@ from tests.supervise.processes import (
     state_of,
     until,
 )
+from tests.tell.test_kills import Receiver
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -284,3 +288,76 @@ def test_a_limit_is_one_for_the_whole_tree() -> None:
     code = "import os; os.fork(); held = b'x' * (40 << 20); import signal; signal.sigtimedwait([signal.SIGUSR1], 1)"
     ended = run(*LIMIT, "--swap", "0", *python(code), env=environment())
     assert verdict_of(ended.stderr) in ("oom", "descendant")
+
+
+# A master as pre-fork servers are: it puts a new worker in the place of one that died, until its input ends.
+PREFORK = """
+import os, select, sys
+from memwarden import Warden
+
+def work(grows):
+    warden = Warden(relieve=False) if sys.argv[1] == "guarded" else None
+    if warden is not None:
+        warden.start()
+    select.select([], [], [], 0.5)
+    held = []
+    while grows:
+        held.append(bytearray(b"x") * (4 << 20))
+    select.select([], [], [])
+
+def fork(grows):
+    pid = os.fork()
+    if pid == 0:
+        work(grows)
+    return pid
+
+for grows in (True, True, False):
+    worker = fork(grows)
+    if grows:
+        print(os.waitpid(worker, 0), flush=True)
+sys.stdin.read()
+os.kill(worker, 15)
+"""
+
+
+@pytest.mark.parametrize("workers", ["guarded", "plain"])
+def test_a_workers_kill_is_told_to_people_while_the_command_lives_and_once(tmp_path: Path, workers: str) -> None:
+    receiver = Receiver()
+    host, port = receiver.server.server_address[:2]
+    (tmp_path / "memwarden.toml").write_text(
+        f'[alerts]\nservice = "web"\n[alerts.channels.hook]\nkind = "webhook"\nurl = "http://{host!s}:{port}/"\n'
+    )
+
+    def kills() -> list[dict[str, object]]:
+        return [each for each in receiver.got if each["kind"] == "oom_kill"]
+
+    process = start(*LIMIT, *python(PREFORK), workers, cwd=tmp_path)
+    try:
+        until(lambda: len(kills()) == 1, what="somebody told of the worker")
+        assert process.poll() is None
+        assert process.stdout is not None
+        for _ in range(2):
+            assert process.stdout.readline().endswith(", 9)\n")
+        _, err, code = finish(process)  # which closes its input
+    finally:
+        kill(process.pid)
+        process.communicate()
+        receiver.close()
+    assert (code, verdict_of(err)) == (0, "descendant")
+    asked = subprocess.run(
+        [sys.executable, "-m", "memwarden", "alerts", "history", "--kind", "oom_kill", "--format", "json"],
+        capture_output=True, text=True, cwd=tmp_path, env=environment(),
+    )  # fmt: skip
+    told = json.loads(asked.stdout)
+    names = [each["id"].split("-")[0] for each in told]
+    # Two kills, two on record, of which the second is within the throttle of the first; nothing more for the end.
+    assert names == (["death", "death"] if workers == "guarded" else ["kill", "kill"])
+    assert len(kills()) == 1
+    assert [each["title"] for each in told] == ["killed by the kernel for memory"] * 2
+    assert ended_as(directory(None, os.environ, os.getuid())) == ["oom_kill"] * (2 * (workers == "guarded"))
+
+
+def ended_as(run_folder: str) -> list[str]:
+    """What a service would tell of who died for memory there, when the cgroup is gone with its counter."""
+    found = deaths(Machine(), read_all(run_folder)[0])
+    return [draft.kind for each in found if (draft := draft_of(each)) is not None and draft.kind == "oom_kill"]

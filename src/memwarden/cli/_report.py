@@ -47,7 +47,7 @@ MOST_MINUTES_S = 2 * 86_400.0
 # Events that are read, each up to 7 KiB: a month of one every twenty minutes.
 MOST_EVENTS = 2_000
 MOST_FAILED = 5
-KERNEL = ("oom_kill", "oom_kill_of_descendant")
+KERNEL = ("oom_kill", "oom_kill_of_descendant", "after_oom_kill")
 # A process that ended so is worth a manager's word; a clean end or an error of its own is not.
 BAD_ENDS = (*KERNEL, "killed", "crashed", "unknown")
 # Of a state that began earlier: its first notices, from a little before the store heard of it.

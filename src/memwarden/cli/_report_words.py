@@ -49,6 +49,7 @@ UNKNOWN = "not known"
 _ENDS = {
     "oom_kill": "killed by the kernel for memory",
     "oom_kill_of_descendant": "ended after the kernel killed a process of it for memory",
+    "after_oom_kill": "ended after the kernel killed a process of it for memory",
     "killed": "killed by a SIGKILL that was not the kernel's",
     "crashed": "crashed",
     "unknown": "gone without a word",

@@ -2,7 +2,9 @@
 
 One death may have two witnesses: the box that the process wrote itself (operations in flight, actions, and how long
 it was blind) and the box that its supervisor wrote from outside (the last memory it saw, how it ended and on what
-evidence). Where only the process wrote, how it ended is inferred from the OOM counter of its cgroup, and said to be.
+evidence). Where only the process wrote, as the workers of a guarded command do, the box of that command says whom of
+its tree the kernel killed. Where that says nothing either, how it ended is inferred from the OOM counter of its cgroup,
+and said to be.
 """
 
 from __future__ import annotations
@@ -10,16 +12,17 @@ from __future__ import annotations
 import os
 import time
 
-from memwarden.blackbox import Box, Event, InFlight, LeakState, Tick, find_boxes, read_box
+from memwarden.blackbox import Box, Event, InFlight, LeakState, Tick, TickReader, find_boxes, read_box
 from memwarden.errors import BlackBoxError
 from memwarden.facts import Fact
 from memwarden.sense import parse
-from memwarden.supervise.record import DEATH, EVIDENCE
+from memwarden.supervise.deaths import OOM_KILL, OOM_KILL_OF_DESCENDANT, Kill, kill_in
+from memwarden.supervise.record import DEATH, EVIDENCE, KILL
 from memwarden.units import format_bytes, format_duration, format_ratio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from memwarden.ports import Machine
 
@@ -29,12 +32,15 @@ GROWTH_S = 5.0
 LAST_ACTIONS = 5
 ROWS = 10
 
+# It ended after kernel kills in its tree that are on record, and told, for themselves.
+AFTER_OOM_KILL = "after_oom_kill"
 # The stages of a leak that stands.
 _STANDING = ("suspected", "confirmed")
 
 _HEADLINES = {
     "oom_kill": "was killed by the kernel for memory (OOM kill)",
     "oom_kill_of_descendant": "ended after the kernel killed a process of it for memory (OOM kill)",
+    AFTER_OOM_KILL: "ended after the kernel killed a process of it for memory (OOM kill)",
     "killed": "was killed by a SIGKILL, not by the kernel for memory",
     "crashed": "crashed",
     "failed": "ended with an error",
@@ -42,6 +48,28 @@ _HEADLINES = {
     "stopped": "stopped its Warden; how it ended after that nobody saw",
     "unknown": "is gone and left no goodbye: killed, crashed, or os._exit",
 }
+
+
+class KernelKill(Fact):
+    """What the supervisor that wrote `box` saw the kernel do to the tree of its command."""
+
+    box: Box
+    unix_s: float
+    kill: Kill
+
+    @property
+    def name(self) -> str:
+        """The same whoever reads it."""
+        return f"kill-{self.box.pid}-{int(self.box.start_unix_s)}-{int(self.unix_s * 1000)}"
+
+    def is_around(self, box: Box) -> bool:
+        """Whether the process that wrote this box was of that tree."""
+        return box.kind == "inside" and 0 < box.supervisor_pid == self.box.supervisor_pid
+
+    def is_of(self, box: Box) -> bool:
+        """Whether that process was the victim: it lived until then and no longer."""
+        named = box.pid in self.kill.victims and self.is_around(box)
+        return named and not box.ended and _last_sign(box) <= self.unix_s
 
 
 class Autopsy(Fact):
@@ -104,14 +132,44 @@ def read_all(folder: str) -> tuple[list[Box], list[str]]:
     return boxes, complaints
 
 
-def deaths(machine: Machine, boxes: Iterable[Box], *, pid: int | None = None) -> list[Autopsy]:
+def deaths(machine: Machine, boxes: Sequence[Box], *, pid: int | None = None) -> list[Autopsy]:
     """One autopsy per dead process, the latest first; a clean end is one too."""
     dead = [box for box in boxes if (pid is None or box.pid == pid) and not is_alive(machine, box)]
     lives: dict[tuple[int, int], list[Box]] = {}
     for box in dead:
         lives.setdefault(_life(box), []).append(box)
-    found = [examine(machine, tuple(each)) for each in lives.values()]
+    kills = kills_of(boxes)
+    found = [examine(machine, tuple(each), kills=kills) for each in lives.values()]
     return sorted(found, key=lambda autopsy: autopsy.ended_unix_s, reverse=True)
+
+
+def kills_of(boxes: Iterable[Box]) -> tuple[KernelKill, ...]:
+    """The kernel kills that supervisors put on record."""
+    return tuple(
+        KernelKill(box=box, unix_s=event.unix_s, kill=kill)
+        for box in boxes
+        if box.kind == "outside"
+        for event in box.events
+        if event.kind == KILL and (kill := kill_in(event.text)) is not None
+    )
+
+
+def _kills_around(box: Box) -> tuple[KernelKill, ...]:
+    """Those of the supervisor that this process lived under, whose boxes are in the same folder."""
+    found = []
+    try:
+        paths = find_boxes(os.path.dirname(box.path)) if box.supervisor_pid else []
+    except OSError:
+        paths = []
+    for path in paths:
+        try:
+            reader = TickReader(path)
+            reader.close()
+            if (reader.kind, reader.supervisor_pid) == ("outside", box.supervisor_pid):
+                found.append(read_box(path))
+        except BlackBoxError:
+            continue
+    return kills_of(found)
 
 
 def same_life(box: Box, others: Iterable[Box]) -> tuple[Box, ...]:
@@ -125,15 +183,21 @@ def _life(box: Box) -> tuple[int, int]:
     return box.pid, box.start_ticks or int(box.start_unix_s)
 
 
-def examine(machine: Machine, boxes: tuple[Box, ...]) -> Autopsy:
-    """The autopsy of one dead process from the boxes of that one life."""
+def examine(machine: Machine, boxes: tuple[Box, ...], *, kills: tuple[KernelKill, ...] | None = None) -> Autopsy:
+    """The autopsy of one dead process from the boxes of that one life.
+
+    `kills` are those on record, where they are known already.
+    """
     outside = next((box for box in boxes if box.kind == "outside"), None)
     inside = next((box for box in boxes if box.kind == "inside"), None)
     best = outside or inside or boxes[0]
     own = inside or best
     death = next((event for event in reversed(best.events) if event.kind == DEATH), None)
     ended_s = death.unix_s if death is not None else max(_last_sign(box) for box in boxes)
-    verdict, certain, evidence = _judge(machine, outside, inside, death)
+    if outside is not None and outside.ended:
+        verdict, certain, evidence = _read_verdict(outside, death)
+    else:
+        verdict, certain, evidence = _judge(machine, inside, kills)
     ticks = best.ticks or own.ticks
     looks = (*best.ticks, *own.ticks)
     last = max(looks, key=lambda tick: tick.unix_s, default=None)  # whoever looked last
@@ -191,21 +255,35 @@ def _growth(ticks: tuple[Tick, ...]) -> tuple[int | None, float | None]:
     return (last.used_bytes or 0) - (first.used_bytes or 0), last.monotonic_s - first.monotonic_s
 
 
+def _read_verdict(outside: Box, death: Event | None) -> tuple[str, bool, tuple[str, ...]]:
+    """What its supervisor said: (verdict, whether it is certain, the evidence)."""
+    evidence = tuple(event.text for event in outside.events if event.kind == EVIDENCE)
+    told_before = outside.verdict == OOM_KILL_OF_DESCENDANT and any(event.kind == KILL for event in outside.events)
+    return AFTER_OOM_KILL if told_before else outside.verdict, death is not None and not death.text, evidence
+
+
 def _judge(
-    machine: Machine, outside: Box | None, inside: Box | None, death: Event | None
+    machine: Machine, inside: Box | None, kills: tuple[KernelKill, ...] | None
 ) -> tuple[str, bool, tuple[str, ...]]:
-    """(verdict, whether it is certain, the evidence)."""
-    if outside is not None and outside.ended:
-        evidence = tuple(event.text for event in outside.events if event.kind == EVIDENCE)
-        return outside.verdict, death is not None and not death.text, evidence
-    if inside is not None and inside.ended:
+    """The same where no supervisor saw the end."""
+    if inside is None:
+        return "unknown", False, ("no supervisor saw the end",)
+    if inside.ended:
         return inside.verdict, True, ("it closed its black box itself",)
-    if inside is not None and inside.cgroup and inside.oom_kills is not None:
-        kills = _oom_kills(machine, inside.cgroup)
-        if kills is not None and kills > inside.oom_kills:
-            counted = f"oom_kill of {inside.cgroup} rose from {inside.oom_kills} to {kills} since it was last seen"
-            return "oom_kill", False, (counted, "no supervisor saw the end")
-    return "unknown", False, ("no supervisor saw the end",)
+    around = [each for each in (_kills_around(inside) if kills is None else kills) if each.is_around(inside)]
+    own = next((each for each in around if each.is_of(inside)), None)
+    if own is not None:
+        kill = own.kill
+        return OOM_KILL, kill.certain and len(kill.victims) <= kill.count, (f"its supervisor saw it: {kill.text}",)
+    before = inside.oom_kills
+    counted = _oom_kills(machine, inside.cgroup) if inside.cgroup and before is not None else None
+    if counted is None or before is None or counted <= before:
+        return "unknown", False, ("no supervisor saw the end",)
+    text = f"oom_kill of {inside.cgroup} rose from {before} to {counted} since it was last seen"
+    others = sum(each.kill.count for each in around if each.kill.count <= len(each.kill.victims))
+    if others >= counted:  # all that were ever counted there
+        return "unknown", False, (text, "its supervisor saw whom the kernel killed, and this was none of them")
+    return OOM_KILL, False, (text, "no supervisor saw the end")
 
 
 def _oom_kills(machine: Machine, folder: str) -> int | None:

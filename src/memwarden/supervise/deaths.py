@@ -67,6 +67,44 @@ class Death(Fact):
     evidence: tuple[str, ...] = ()
 
 
+class Kill(Fact):
+    """The kernel killed `count` processes of the tree at one look; `victims` as far as they are known, or suspected.
+
+    `certain`: that it was in this tree at all. Whose kill it was is certain where there are no more victims than kills.
+    """
+
+    count: int
+    victims: tuple[int, ...]
+    certain: bool = True
+
+    @property
+    def text(self) -> str:
+        """One line about it, which `kill_in` understands."""
+        names = ", ".join(str(pid) for pid in self.victims[:_MOST_NAMED]) or "already gone"
+        more = f" and {len(self.victims) - _MOST_NAMED} more" if len(self.victims) > _MOST_NAMED else ""
+        doubt = "" if self.certain else "probably "
+        return f"the kernel {doubt}killed {self.count} process(es) of the tree for memory: pid {names}{more}"
+
+
+# Victims that are named in one line, which a record of the black box must hold.
+_MOST_NAMED = 8
+
+
+def kill_in(text: str) -> Kill | None:
+    """The kill that a line is about, with the victims that it names; None for anything else."""
+    head, found, tail = text.partition(" process(es) of the tree for memory: pid ")
+    before, verb, count = head.rpartition("killed ")
+    if not (found and verb and _is_number(count)):
+        return None
+    names = tail.partition(" and ")[0].split(", ")
+    pids = tuple(int(name) for name in names if _is_number(name))
+    return Kill(count=int(count), victims=pids, certain="probably" not in before)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10
+
+
 def exit_code_of(status: int) -> int:
     """As shells give it: the code itself, or 128 + signal."""
     return status if status >= 0 else 128 - status
@@ -246,6 +284,7 @@ class KillWatch:
         self._open = self._settled = 0
         self._settled_s: float | None = None
         self._named: set[int] = set()
+        self._gone = frozenset[int]()
         self._known = self._known_others = frozenset[int]()
         if self._log is not None:
             self._log.victims()
@@ -278,9 +317,20 @@ class KillWatch:
         count, self._open = self._open, 0
         self._settled += count
         self._settled_s = now_s
+        certain = not self._shared or bool(self._named)
         self._named.clear()
-        names = ", ".join(str(pid) for pid in victims) or "already gone"
-        return f"the kernel killed {count} process(es) of the tree for memory: pid {names}"
+        return Kill(count=count, victims=tuple(victims), certain=certain).text
+
+    def last_words(self, facts: DeathFacts, death: Death) -> str:
+        """Words about kills of descendants so late that no look settled them, or nothing."""
+        if death.verdict == OOM_KILL or not facts.open_kills:
+            return ""
+        named = self._named - {self._pid}
+        victims = sorted(named or self._gone)
+        if self._shared and not victims:
+            return ""
+        certain = not self._shared or bool(named)
+        return Kill(count=facts.open_kills, victims=tuple(victims), certain=certain).text
 
     def _read_log(self, pids: frozenset[int]) -> bool:
         """Keep the victims that are of this tree: the log is the whole machine's. Whether there is a log."""
@@ -294,6 +344,7 @@ class KillWatch:
         fresh = value - self._seen if value is not None and self._seen is not None else 0
         readable = self._read_log(pids)
         gone = [pid for pid in self._known_others if pid not in pids or self._is_doomed(pid)]
+        self._gone = frozenset(gone)
         return DeathFacts(
             pid=self._pid,
             status=status,

@@ -38,7 +38,10 @@ if TYPE_CHECKING:
             """Where a glance is written that sees nothing move since the last tick, and that one's number."""
 
         def event(self, text: str) -> None:
-            """Something happened: an alarm, a kernel kill in the tree, a stop."""
+            """Something happened: an alarm, a stop."""
+
+        def kill(self, text: str) -> None:
+            """The kernel killed processes of the tree, in the words of `deaths.Kill`."""
 
         def end(self, death: Death, *, peak_bytes: int | None) -> None:
             """The life is over, its peak was that; nothing more is written to this record."""
@@ -60,6 +63,9 @@ class NoRecord:
     def event(self, text: str) -> None:
         """Nothing."""
 
+    def kill(self, text: str) -> None:
+        """Nothing."""
+
     def end(self, death: Death, *, peak_bytes: int | None) -> None:
         """Nothing."""
 
@@ -73,6 +79,8 @@ def no_record(_pid: int, _command: tuple[str, ...], _limit_bytes: int | None, _s
 # `before_bytes` the peak. Each piece of evidence is an event of its own before it: a long cgroup path needs the room.
 DEATH = "death"
 EVIDENCE = "evidence"
+# The kind of the event of a kernel kill in the tree, which is told for itself.
+KILL = "kill"
 
 
 class BoxRecord:
@@ -111,6 +119,10 @@ class BoxRecord:
     def event(self, text: str) -> None:
         """Something happened."""
         self._box.event(time.time(), time.monotonic(), "event", text)
+
+    def kill(self, text: str) -> None:
+        """The kernel killed processes of the tree."""
+        self._box.event(time.time(), time.monotonic(), KILL, text)
 
     def end(self, death: Death, *, peak_bytes: int | None) -> None:
         """How it died, and on what evidence; the file stays for whoever comes next."""

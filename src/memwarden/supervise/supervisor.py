@@ -78,7 +78,7 @@ class Supervisor:
         self._confinement = Confinement(None)
         self._limit_bytes = settings.limit_bytes
         self._limit_source = settings.limit_source
-        self._telling: int | None = None
+        self._helper = alerts.Helper(clock)
         self._ended = False  # somebody asked for the end: nothing is started again
 
     def run(self) -> int:
@@ -169,7 +169,8 @@ class Supervisor:
                 _take_terminal_back(terminal)
             delay_s = self._after(life, death)
             goes_on = delay_s is not None and self._wait_for_restart(delay_s)
-            self._end_telling()
+            # Nothing of ours may run beside the next life, which is told from the tree below us; nor outlive us.
+            self._ended |= not self._helper.end(in_haste=self._ended)
             if not goes_on or self._ended:
                 return death.exit_code
 
@@ -183,14 +184,8 @@ class Supervisor:
             then, delay_s = decision.why, decision.delay_s
         self._say(postmortem.render(death, life.story(asked=asked), then=then))
         if self._settings.alerts and death.verdict != CLEAN and not asked:
-            self._telling = alerts.start()
+            self._helper.ask(at_once=True)
         return delay_s
-
-    def _end_telling(self) -> None:
-        """Nothing of ours may run beside the next life, which is told from the tree below us; nor outlive us."""
-        pid, self._telling = self._telling, None
-        if pid is not None and not alerts.wait_for(pid, self._clock):
-            self._ended = True
 
     def _wait_for_restart(self, delay_s: float) -> bool:
         """Sleep until it is time; False when somebody ends us meanwhile."""
@@ -200,7 +195,7 @@ class Supervisor:
             if info is None:
                 continue
             if info.si_signo == signal.SIGCHLD:
-                _bury_all()
+                _bury_all(self._helper)
             elif info.si_signo == signal.SIGTSTP:
                 signals.stop_ourselves()
             elif info.si_signo in (signal.SIGTERM, *signals.FROM_KEYBOARD):
@@ -250,6 +245,11 @@ class Supervisor:
         self._ended = True
 
     @property
+    def helper(self) -> alerts.Helper:
+        """Has what there is on record told."""
+        return self._helper
+
+    @property
     def ended(self) -> bool:
         """Whether the end was asked for."""
         return self._ended
@@ -263,7 +263,7 @@ class Life:
         self._kills = kills
         cgroup = supervisor.confinement.cgroup
         self._cgroup = cgroup
-        self._tree = Tree(cgroup)
+        self._tree = Tree(cgroup, helper=supervisor.helper.pid)
         if cgroup is not None:
             cgroup.forget_peak()
         self._peak_before = cgroup.peak_bytes() if cgroup is not None and cgroup.own else None
@@ -286,7 +286,7 @@ class Life:
         self._stopped = False
         self._keyboard: dict[int, float] = {}
         self._kill_at_s: float | None = None
-        self._eyes = Eyes(cgroup if supervisor.cgroup_counts else None, self._pid)
+        self._eyes = Eyes(cgroup if supervisor.cgroup_counts else None, self._pid, helper=supervisor.helper.pid)
         self._looked: Look | None = None
         self._rest: Rest | None = None
         self._heeded: tuple[tuple[str, ...], tuple[str, str] | None] = ((), None)
@@ -340,6 +340,9 @@ class Life:
         death = classify(facts)
         if self._fence is not None and self._fence.is_near and death.signal in _MAYBE_REFUSED:
             self._tell(_MAYBE)
+        late = self._kills.last_words(facts, death)
+        if late:
+            self._record.kill(late)
         self._record.end(death, peak_bytes=self._peak()[0])
         if self._fence is not None:
             self._fence.close()  # what is left running may end in peace
@@ -396,7 +399,8 @@ class Life:
             self._remember(look, limit)
         news = self._kills.look(look.pids, now_s=now_s)
         if news:
-            self._tell(news)
+            self._tell_of_kill(news)
+        self._boss.helper.step()
         if self._brake is not None:
             self._step_brake(self._brake, look.usage_bytes, look.high_count, now_s)
         gives_way = self._eyes.gives_way_bytes
@@ -453,6 +457,12 @@ class Life:
     def _tell(self, text: str) -> None:
         self._record.event(text)
         self._boss.say(text)
+
+    def _tell_of_kill(self, text: str) -> None:
+        self._record.kill(text)
+        self._boss.say(text)
+        if self._boss.settings.alerts:
+            self._boss.helper.ask()
 
     # --- signals -----------------------------------------------------------------------------------------
 
@@ -528,6 +538,8 @@ class Life:
             if pid == self._pid:
                 self._largest_bytes = usage.ru_maxrss << 10
                 self._note(status)
+            else:
+                self._boss.helper.reaped(pid, status)
 
     def _note(self, status: int) -> None:
         if os.WIFCONTINUED(status):
@@ -568,7 +580,7 @@ class Life:
             if kill:
                 self._tree.kill()
             info = signal.sigtimedwait(signals.TAKEN, _SWEEP_STEP_S)
-            _bury_all()
+            _bury_all(self._boss.helper)
             if not self._tree.pids():
                 return
             if info is not None and info.si_signo in (signal.SIGTERM, signal.SIGINT):
@@ -626,10 +638,10 @@ def _in_short(command: tuple[str, ...]) -> str:
     return text if len(text) <= _NAME_WIDTH else text[: _NAME_WIDTH - 3] + "..."
 
 
-def _bury_all() -> None:
+def _bury_all(helper: alerts.Helper) -> None:
     try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+        while (found := os.waitpid(-1, os.WNOHANG))[0]:
+            helper.reaped(*found)
     except ChildProcessError:
         return
 

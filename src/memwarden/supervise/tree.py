@@ -13,7 +13,7 @@ from memwarden.sense import parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from memwarden.supervise.cgroup import MemoryGroup
 
@@ -40,12 +40,12 @@ def _children(pid: int) -> Iterator[int]:
         yield from map(int, _try_read(f"/proc/{pid}/task/{thread}/children").split())
 
 
-def descendants(pid: int) -> list[int]:
-    """Every living process below `pid`, itself not included."""
+def descendants(pid: int, *, but: int | None = None) -> list[int]:
+    """Every living process below `pid`, itself not included; nor `but` and what is below that."""
     found: list[int] = []
     todo = [pid]
     while todo and len(found) < _MAX_PROCESSES:
-        below = list(_children(todo.pop()))
+        below = [child for child in _children(todo.pop()) if child != but]
         found += below
         todo += below
     return found
@@ -77,16 +77,17 @@ def is_doomed(pid: int) -> bool:
 
 
 class Tree:
-    """All that the command started."""
+    """All that the command started. `helper` is the pid of a child of ours that the command did not start."""
 
-    def __init__(self, cgroup: MemoryGroup | None) -> None:
+    def __init__(self, cgroup: MemoryGroup | None, *, helper: Callable[[], int | None] = lambda: None) -> None:
+        self._helper = helper
         self._cgroup = cgroup if cgroup is not None and cgroup.own else None
 
     def pids(self) -> list[int]:
         """Every process of it that is not a zombie waiting for its parent."""
         if self._cgroup is not None:
             return self._cgroup.pids()
-        return [pid for pid in descendants(os.getpid()) if not _is_zombie(pid)]
+        return [pid for pid in descendants(os.getpid(), but=self._helper()) if not _is_zombie(pid)]
 
     def end(self) -> None:
         """Ask all to end; the stopped ones are continued, or they could not hear it."""

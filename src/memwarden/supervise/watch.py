@@ -21,6 +21,8 @@ from memwarden.supervise.tree import descendants
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from memwarden.ports import NumberSource
     from memwarden.supervise.cgroup import MemoryGroup
 
@@ -175,9 +177,12 @@ class Look(Fact):
 
 
 class Eyes:
-    """The kept-open files of one life."""
+    """The kept-open files of one life. `helper` is the pid of a child of ours that the command did not start."""
 
-    def __init__(self, cgroup: MemoryGroup | None, pid: int) -> None:
+    def __init__(
+        self, cgroup: MemoryGroup | None, pid: int, *, helper: Callable[[], int | None] = lambda: None
+    ) -> None:
+        self._helper = helper
         self._own = cgroup is not None and cgroup.own
         self._version = cgroup.version if cgroup is not None else 0
         number = Machine().number
@@ -213,7 +218,7 @@ class Eyes:
                 self._read_procs(self._procs)
         elif now_s - self._walk_at_s >= self.walk_s:
             self._walk_at_s = now_s
-            self._pids = frozenset(descendants(os.getpid()))
+            self._pids = frozenset(descendants(os.getpid(), but=self._helper()))
         return Look(
             at_s=now_s,
             usage_bytes=usage if usage is not None else rss,
