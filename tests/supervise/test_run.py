@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from memwarden.blackbox import AGAIN, find_boxes, read_box
 from memwarden.supervise import entry
 from memwarden.supervise.allocator import find_jemalloc
 from memwarden.supervise.settings import Settings
@@ -343,6 +344,14 @@ def test_on_failure_restarts_until_it_succeeds(tmp_path: Path) -> None:
     script = f"echo x >> {count}; test $(wc -l < {count}) -ge 3"
     ended = run("--restart", "on-failure", "--restart-delay", "10ms", "--", "sh", "-c", script)
     assert (ended.returncode, len(count.read_text().split())) == (0, 3)
+
+
+def test_the_record_of_a_life_says_whether_another_one_follows(tmp_path: Path) -> None:
+    words = ["--restart", "on-failure", "--restart-delay", "10ms", "--max-restarts", "1", "--", "sh", "-c", "exit 3"]
+    run(*words, env=environment(MEMWARDEN_DIR=str(tmp_path)))
+    last, first = (read_box(path) for path in find_boxes(str(tmp_path / "run")))
+    said = [[event.text[:9] for event in box.events if event.kind == AGAIN] for box in (first, last)]
+    assert said == [["restart 1"], []]
 
 
 def test_a_crash_loop_is_stopped_with_the_commands_code() -> None:

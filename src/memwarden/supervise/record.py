@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 
-from memwarden.blackbox import BlackBox, directory
+from memwarden.blackbox import AGAIN, BlackBox, directory
 from memwarden.sense import parse
 
 TYPE_CHECKING = False
@@ -43,8 +43,11 @@ if TYPE_CHECKING:
         def kill(self, text: str) -> None:
             """The kernel killed processes of the tree, in the words of `deaths.Kill`."""
 
-        def end(self, death: Death, *, peak_bytes: int | None) -> None:
-            """The life is over, its peak was that; nothing more is written to this record."""
+        def end(self, death: Death, *, peak_bytes: int | None, again: str = "") -> None:
+            """The life is over, its peak was that; nothing more is written to this record.
+
+            `again` says when the next one begins, if there is to be one.
+            """
 
     # Called with the pid and the words of the command, the limit and who says so, when a life begins.
     OpenRecorder = Callable[[int, tuple[str, ...], int | None, str], Recorder]
@@ -66,7 +69,7 @@ class NoRecord:
     def kill(self, text: str) -> None:
         """Nothing."""
 
-    def end(self, death: Death, *, peak_bytes: int | None) -> None:
+    def end(self, death: Death, *, peak_bytes: int | None, again: str = "") -> None:
         """Nothing."""
 
 
@@ -124,12 +127,14 @@ class BoxRecord:
         """The kernel killed processes of the tree."""
         self._box.event(time.time(), time.monotonic(), KILL, text)
 
-    def end(self, death: Death, *, peak_bytes: int | None) -> None:
+    def end(self, death: Death, *, peak_bytes: int | None, again: str = "") -> None:
         """How it died, and on what evidence; the file stays for whoever comes next."""
         for text in death.evidence:
             self._box.event(time.time(), time.monotonic(), EVIDENCE, text)
         doubt = "" if death.certain else "probably"
         self._box.event(time.time(), time.monotonic(), DEATH, doubt, before_bytes=peak_bytes)
+        if again:
+            self._box.event(time.time(), time.monotonic(), AGAIN, again)
         self._box.end_life(death.verdict, exit_status=death.exit_code)
         self._box.close()
 

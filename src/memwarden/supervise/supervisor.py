@@ -14,7 +14,7 @@ from memwarden.supervise.cgroup import Confinement, confine, living_in
 from memwarden.supervise.deaths import CLEAN, MACHINE_COUNTER, Death, KernelLog, KillCounter, KillWatch, classify
 from memwarden.supervise.fence import TreeFence, meters_of
 from memwarden.supervise.record import NoRecord, no_record
-from memwarden.supervise.restart import RestartPolicy
+from memwarden.supervise.restart import Decision, RestartPolicy
 from memwarden.supervise.spawn import Launch
 from memwarden.supervise.tree import Tree, is_below, is_doomed
 from memwarden.supervise.vigil import DUE, SIGNALLED, make_vigil
@@ -79,6 +79,7 @@ class Supervisor:
         self._limit_bytes = settings.limit_bytes
         self._limit_source = settings.limit_source
         self._helper = alerts.Helper(clock)
+        self._decision = Decision(delay_s=None, why="")
         self._ended = False  # somebody asked for the end: nothing is started again
 
     def run(self) -> int:
@@ -174,18 +175,24 @@ class Supervisor:
             if not goes_on or self._ended:
                 return death.exit_code
 
+    def decide(self, life: Life, death: Death) -> Decision:
+        """What comes after this death, before its record is closed: what a process saw that comes back is not over."""
+        self._decision = Decision(delay_s=None, why="")
+        if self._settings.restart != "no" and not self._is_asked(life, death):
+            self._decision = self._policy.after(death, lived_s=life.lived_s, now_s=self._clock())
+        return self._decision
+
+    def _is_asked(self, life: Life, death: Death) -> bool:
+        return self._ended or life.ended_by_keyboard(death)
+
     def _after(self, life: Life, death: Death) -> float | None:
         """Say how it died and what comes next; the delay before the next life, None for none."""
-        now_s = self._clock()
-        asked = self._ended or life.ended_by_keyboard(death)
-        then, delay_s = "", None
-        if self._settings.restart != "no" and not asked:
-            decision = self._policy.after(death, lived_s=life.lived_s, now_s=now_s)
-            then, delay_s = decision.why, decision.delay_s
-        self._say(postmortem.render(death, life.story(asked=asked), then=then))
+        asked = self._is_asked(life, death)  # it may have been since it was decided
+        decision = self._decision if not asked else Decision(delay_s=None, why="")
+        self._say(postmortem.render(death, life.story(asked=asked), then=decision.why))
         if self._settings.alerts and death.verdict != CLEAN and not asked:
             self._helper.ask(at_once=True)
-        return delay_s
+        return decision.delay_s
 
     def _wait_for_restart(self, delay_s: float) -> bool:
         """Sleep until it is time; False when somebody ends us meanwhile."""
@@ -343,7 +350,9 @@ class Life:
         late = self._kills.last_words(facts, death)
         if late:
             self._record.kill(late)
-        self._record.end(death, peak_bytes=self._peak()[0])
+        decision = self._boss.decide(self, death)
+        again = decision.why if decision.delay_s is not None else ""
+        self._record.end(death, peak_bytes=self._peak()[0], again=again)
         if self._fence is not None:
             self._fence.close()  # what is left running may end in peace
         self._sweep()
