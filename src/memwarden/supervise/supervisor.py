@@ -353,6 +353,8 @@ class Life:
         decision = self._boss.decide(self, death)
         again = decision.why if decision.delay_s is not None else ""
         self._record.end(death, peak_bytes=self._peak()[0], again=again)
+        if late and self._boss.settings.alerts:
+            self._boss.helper.ask()  # also where the end was asked for, of which nobody is told
         if self._fence is not None:
             self._fence.close()  # what is left running may end in peace
         self._sweep()
