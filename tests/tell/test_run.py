@@ -51,6 +51,35 @@ def test_what_a_killed_command_left_is_delivered_after_its_death(tmp_path: Path,
     assert "is gone" in receiver.got[1]["text"]
 
 
+LIVES = """
+import os, time
+from memwarden import Warden
+with open("valve", "w") as file:
+    file.write("CRITICAL")
+warden = Warden(pressure_file="valve", relieve=False, interval="20ms")
+warden.start()
+end = time.monotonic() + 2.5
+while time.monotonic() < end:
+    time.sleep(0.05)
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.slow
+def test_a_state_that_outlasts_the_lives_of_a_command_is_one_and_escalates(tmp_path: Path, receiver: Receiver) -> None:
+    configure(tmp_path, receiver, 'service = "shop"\nraise_for = "0s"\ngroup_wait = "0s"\nescalation = ["4s"]')
+    host, port = receiver.server.server_address[:2]
+    with (tmp_path / "memwarden.toml").open("a") as file:
+        file.write(f'[alerts.channels.lead]\nkind = "webhook"\ntier = 1\nurl = "http://{host!s}:{port}/lead"\n')
+    words = ("--quiet", "--restart", "on-failure", "--max-restarts", "3", "--restart-delay", "10ms")
+    done = run(*words, "--", sys.executable, "-c", LIVES, cwd=tmp_path)
+    assert done.returncode == 137, done.stderr
+    told = [each["what"] for each in receiver.got if each["kind"] == "high_usage"]
+    assert told[:2] == ["raised", "escalated"]
+    assert told.count("raised") == 1
+    assert sorted(told[2:]) == ["recovered", "recovered"]  # of the one and of the other channel, when no life follows
+
+
 @pytest.mark.kernel
 @pytest.mark.parametrize(("service", "target"), [('service = "shop"', "shop"), ("", "hog.py")])
 def test_a_kernel_kill_is_told_once_with_limit_and_peak(

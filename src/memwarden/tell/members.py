@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 
-from memwarden.blackbox import SIZE, find_boxes, read_box
+from memwarden.blackbox import AGAIN, SIZE, find_boxes, read_box
 from memwarden.errors import BlackBoxError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _STATE, _START = 0, 19  # of the words behind the name in /proc/PID/stat (proc(5): fields 3 and 22)
 
@@ -55,14 +59,35 @@ def is_foreign(member: str) -> bool:
 
 def is_alone(run_folder: str | None, own: str | None) -> bool:
     """Whether no other process is known to live that could tell of what all see: of the cgroup of our own box, where
-    there is one, else of any.
+    there is one, else of any; then also a guarded command that lives, or that its supervisor starts again.
     """
     try:
         cgroup = read_box(own).cgroup if own is not None else None
         paths = find_boxes(run_folder) if run_folder is not None else []
     except (OSError, BlackBoxError):
         return True
+    if own is None and _is_run_again(paths):
+        return False
     return not any(_may_tell(path, cgroup) for path in paths if path != own)
+
+
+def _is_run_again(paths: Sequence[str]) -> bool:
+    """Whether the command of a supervisor lives or is started again, by the newest box of each."""
+    seen: set[int] = set()
+    for path in paths:  # the newest first
+        try:
+            box = read_box(path)
+        except (OSError, BlackBoxError):  # it was tidied up just now
+            continue
+        if box.kind != "outside" or box.supervisor_pid in seen:
+            continue
+        seen.add(box.supervisor_pid)
+        if not box.ended and is_living(member_of(box.pid, box.start_ticks)):
+            return True
+        again = box.ended and any(event.kind == AGAIN for event in box.events)
+        if again and is_living(member_of(box.supervisor_pid, 0)):
+            return True
+    return False
 
 
 def _may_tell(path: str, cgroup: str | None) -> bool:
