@@ -84,6 +84,11 @@ class EngineContract:
         assert status.growth_bytes is not None
         assert 0 <= status.growth_bytes <= status.peak_bytes
 
+    def test_what_a_job_starts_can_be_told_to_end(self, bench: Bench) -> None:
+        bench.start()
+        root = self.send(bench, work.starts_others)
+        assert (over(bench, root).state, bench.ledger.result(root)) == ("done", [-15, -15])
+
     def test_a_coroutine_function_runs(self, bench: Bench) -> None:
         bench.start()
         root = self.send(bench, work.waits, count=7)

@@ -523,6 +523,20 @@ def test_an_error_is_kept_whatever_is_in_its_words(text: str) -> None:
     assert not plain or kept == text[:ERROR_CHARACTERS]
 
 
+def test_the_status_of_an_open_job_says_why_it_waits(ledger: Ledger) -> None:
+    def seen() -> tuple[str, str | None]:
+        status = ledger.status(root)
+        assert status is not None
+        return status.state, status.error
+
+    root, _ = ledger.submit("work", {}, options={"retries": 1})
+    assert seen() == ("open", None)
+    ledger.postpone(ledger.outbox(root)[0], 0.0, "its module cannot be imported here")
+    assert seen() == ("open", "its module cannot be imported here")
+    ledger.finish(take(ledger, root), None)
+    assert seen() == ("done", None)
+
+
 def test_words_that_no_database_takes_are_written_down_all_the_same(ledger: Ledger) -> None:
     bad, kept = f"no row a\0b of {os.fsdecode(bytes([255]))}", "no row a\\0b of \\udcff"
     root, _ = ledger.submit("work", {}, options={"retries": 1})

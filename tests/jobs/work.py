@@ -179,6 +179,21 @@ async def waits(count: int) -> int:
     return count
 
 
+@job(limit="1G", retries=0)
+def starts_others() -> list[int]:
+    """How a program and a process end that the job started and tells to end."""
+    import multiprocessing
+    import subprocess
+
+    program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    process = multiprocessing.get_context("fork").Process(target=signal.pause, daemon=True)
+    process.start()
+    program.terminate()
+    process.terminate()
+    process.join(20)
+    return [program.wait(20), process.exitcode or 0]
+
+
 @job(limit="1G", retries=1, backoff=0.0)
 def ends(how: str) -> None:
     """Ends its process by itself, or its task."""

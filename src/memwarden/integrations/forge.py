@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from memwarden.errors import JobError, StoreError
 from memwarden.jobs import perform
 from memwarden.jobs.port import Message, QueueCount
+from memwarden.jobs.signals import handle_here
 from memwarden.supervise.spawn import prctl
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 __all__ = ["Forge", "ForkedEngine"]
 
 _log = logging.getLogger("memwarden.jobs")
+# The worker is told by them, and tells the forge and its children in its own way.
+_NOT_FOR_US = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PDEATHSIG = 1  # PR_SET_PDEATHSIG, include/uapi/linux/prctl.h
 TICK_S = 0.5
 SEND_S = 15  # a broker that does not answer for so long is away
@@ -171,8 +174,8 @@ class Forge:
     def _be(self, requests: socket.socket, worker: int) -> NoReturn:
         """Never returns: behind it is the program that forked it."""
         try:
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)  # the worker is told, and closes the socket
+            for number in _NOT_FOR_US:
+                signal.signal(number, signal.SIG_IGN)
             gc.freeze()  # what is there now stays shared with the children
             self._serve(requests, worker)
         except BaseException:  # noqa: BLE001  whatever it is, it ends here
@@ -231,6 +234,8 @@ class Forge:
             code = 1
             try:
                 prctl(_PDEATHSIG, signal.SIGKILL)
+                for number in _NOT_FOR_US:
+                    handle_here(number)
                 if os.getppid() == forge:
                     requests.close()
                     code = self._perform(text, reply)

@@ -27,6 +27,7 @@ from memwarden.errors import ConfigError, JobError, MissingExtraError, StoreErro
 from memwarden.jobs import perform
 from memwarden.jobs.ledger import RESEND_S, Claim, LostError
 from memwarden.jobs.port import Abilities, QueueCount
+from memwarden.jobs.signals import handle_here
 
 try:
     from redis.exceptions import RedisError
@@ -131,15 +132,6 @@ def part(text: str) -> str:
     return ending.what
 
 
-def _not_for_the_horse(number: int, frame: object) -> None:
-    pass
-
-
-def _for_us_again() -> None:
-    if signal.getsignal(signal.SIGTERM) is _not_for_the_horse:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 class MemoryWorker(Worker):
     """RQ's forking worker, which also keeps the ledger of memory-aware jobs.
 
@@ -223,12 +215,10 @@ class MemoryWorker(Worker):
     def setup_work_horse_signals(self) -> None:
         """A SIGTERM for all of a service's processes is the worker's to answer: the horse is told by it.
 
-        That goes for the horse alone. A program that it starts would inherit SIG_IGN, a process that it forks even a
-        handler, and neither could be told to end any more.
+        What the horse starts can be told to end.
         """
         super().setup_work_horse_signals()  # type: ignore[no-untyped-call]  # RQ's
-        signal.signal(signal.SIGTERM, _not_for_the_horse)
-        os.register_at_fork(after_in_child=_for_us_again)
+        handle_here(signal.SIGTERM)
 
     def monitor_work_horse(self, *args: Any, **kwargs: Any) -> None:
         """RQ's, which forgets the horse's number before it says that it was stopped."""

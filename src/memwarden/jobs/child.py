@@ -14,6 +14,7 @@ import traceback
 
 from memwarden.errors import JobError, MissingExtraError, StoreError
 from memwarden.facts import Fact
+from memwarden.jobs.signals import handle_here
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ def enter(order: Order) -> None:
     if os.getppid() != order.runner:
         os._exit(1)  # it died before the kernel knew that we want to die with it
     os.setpgid(0, 0)  # what the terminal sends is for the runner, which drains; and all of it can be killed at once
-    signal.signal(signal.SIGTERM, lambda number, _frame: _told_to_stop.append(number))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    handle_here(signal.SIGTERM, lambda number, _frame: _told_to_stop.append(number))
+    handle_here(signal.SIGINT)
     _raise_oom_score()
     if order.group:
         with open(f"{order.group}/cgroup.procs", "w", encoding="ascii") as file:

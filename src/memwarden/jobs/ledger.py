@@ -310,6 +310,7 @@ class Status(Fact):
     """A job as it is now. `parts` counts them by state; `endings` the attempts by how they ended.
 
     `peak_bytes` and `growth_bytes` (end less start) are the most that any attempt had, resident in its process.
+    `error` is why it failed; of one that is open, why a part that waits was not begun or did not get through.
     """
 
     id: str
@@ -1014,15 +1015,26 @@ class Ledger:
             attempts = db.execute(query, of).fetchall()
             query = "SELECT COUNT(*) FROM job_quarantine WHERE root = :root AND retried = 0"
             (quarantined,) = db.execute(query, of).fetchone()
+            error = job[7] if job[7] is not None or job[4] != "open" else self._why_waiting(db, root)
         peaks = [row[2] for row in attempts if row[2] is not None]
         return Status(
             id=job[0], name=job[1], type=job[2], queue=job[3], state=job[4], created_unix_s=job[5],
-            finished_unix_s=job[6], error=job[7], parts={row[0]: row[1] for row in parts},
+            finished_unix_s=job[6], error=error, parts={row[0]: row[1] for row in parts},
             items=sum(row[2] or 0 for row in parts), attempts=sum(row[1] for row in attempts),
             endings={row[0] or "running": row[1] for row in attempts}, peak_bytes=max(peaks, default=None),
             growth_bytes=max((row[3] for row in attempts if row[3] is not None), default=None),
             quarantined=quarantined,
         )  # fmt: skip
+
+    @staticmethod
+    def _why_waiting(db: Database, root: str) -> str | None:
+        """Why a part of an open job could not be begun, or failed and is tried again: the newest of it."""
+        query = (
+            "SELECT error FROM job_parts WHERE root = :root AND state = 'ready' AND error IS NOT NULL"
+            " ORDER BY updated_unix_s DESC LIMIT 1"
+        )
+        found = db.execute(query, {"root": root}).fetchone()
+        return None if found is None else str(found[0])
 
     def jobs(self, *, state: str | None = None, most: int = 100) -> list[Status]:
         """The newest ones, of that state where it is given."""
