@@ -242,6 +242,52 @@ def test_where_no_process_can_be_had_a_part_waits_and_the_runner_lives_on(
         assert "no process can be had" in put_off(runner, root)
 
 
+def test_who_dies_behind_its_work_is_not_said_not_to_have_begun_it(
+    tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Runner(str(tmp_path_factory.mktemp("jobs")), memory="1G", workers=1, start="spawn") as runner:
+        root = runner.submit(work.dies_behind_its_work)
+        runner.run(until_idle=True)
+        assert runner.result(root) == "done"
+    assert "cannot be begun" not in caplog.text
+
+
+def test_who_is_told_to_end_before_it_begins_has_nothing_held_against_it(
+    tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A signal that comes before anybody listens to it, in an interpreter that only starts."""
+    with Runner(str(tmp_path_factory.mktemp("jobs")), memory="1G", workers=1, start="spawn") as runner:
+        root = runner.submit(work.total, {"count": 3})
+        runner.begin()
+        runner.turn()
+        assert len(runner.pids) == 1
+        runner.stop()
+        runner.run()
+        assert (runner.status(root).state, runner.ledger.next_due_s("local")) == ("open", 0)
+    assert "cannot be begun" not in caplog.text
+
+
+def test_a_line_for_which_there_is_no_memory_is_named(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = str(tmp_path_factory.mktemp("jobs"))
+    with open(f"{folder}/lines.txt", "wb") as file:
+        file.write(b"one\n")
+        file.truncate(60 * work.MIB)  # no byte of it is a line's end
+    with Runner(folder, memory="1G", workers=1, start="spawn", fence="on", cgroup=False) as runner:
+        root = runner.submit(work.reads_lines, {"path": f"{folder}/lines.txt"})
+        runner.run(until_idle=True)
+        error = runner.status(root).error
+    said = f"memory_error (MemoryError: the line at byte 4 of {folder}/lines.txt does not fit into memory)"
+    assert error == f"three deaths at one place, the last: {said}"
+
+
+def test_a_memory_error_without_words_is_called_by_its_name(bench: Inline) -> None:
+    def refused() -> None:
+        raise MemoryError
+
+    root = submit(job(limit="1G", name="tests:refused")(refused), {}, engine=bench.engine, ledger=bench.ledger)
+    assert over(bench, root).error == "three deaths at one place, the last: memory_error (MemoryError)"
+
+
 def test_a_name_that_makes_no_message_is_given_up_and_the_runner_lives_on(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

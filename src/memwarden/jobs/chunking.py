@@ -9,6 +9,7 @@ from memwarden.jobs import plan
 from memwarden.jobs.guard import Guard
 from memwarden.jobs.profiles import CHUNK, whole
 from memwarden.jobs.run import current
+from memwarden.jobs.sources import is_query
 from memwarden.units import format_bytes, parse_bytes
 
 TYPE_CHECKING = False
@@ -84,7 +85,7 @@ def _results(
 
 
 def _chunks(data: Any, size: int, budget_bytes: int) -> Any:
-    if isinstance(data, tuple) and len(data) == 2 and hasattr(data[1], "dialect"):
+    if is_query(data):
         from memwarden.flow.database import scan
 
         return scan(data[0], data[1], rows=size, budget=budget_bytes).chunks()

@@ -285,13 +285,13 @@ def job(
     """Make a function or a class a memory-aware job: `@job` or `@job(limit="256M", chunk=50, items=...)`.
 
     `items(**arguments)` gives the splittable input: a sequence, a path of a file (its lines), a SQLAlchemy statement
-    with its engine (`jobs.rows`), or a `Splittable`. `limit`, `chunk` and `split` come from the `type`'s profile where
-    they are not given. `bytes_per_item` is what an item keeps in memory until the job ends; it is learned where it is
-    not given. `reduce(so_far, result)` folds what the handler returns, chunk after chunk, then part after part;
-    results are JSON. `sink` is the database that the handler writes to by `run.connection`, so that chunk and
-    cursor are committed together: a SQLAlchemy engine, the path of a SQLite file, or a function that gives either for
-    the arguments that it names. `retries`, `backoff` (seconds before the first) and
-    `timeout` are of one part's attempt; `keep` is how long results are kept.
+    with its engine (`Rows`, or the two as a tuple), or a `Splittable`. `limit`, `chunk` and `split` come from the
+    `type`'s profile where they are not given. `bytes_per_item` is what an item keeps in memory until the job ends; it
+    is learned where it is not given. `reduce(so_far, result)` folds what the handler returns, chunk after chunk, then
+    part after part; results are JSON. `sink` is the database that the handler writes to by `run.connection`, so that
+    chunk and cursor are committed together: a SQLAlchemy engine, the path of a SQLite file, or a function that gives
+    either for the arguments that it names. `retries`, `backoff` (seconds before the first) and `timeout` are of one
+    part's attempt; `keep` is how long results are kept.
     """
     given = {
         "type": type,

@@ -303,12 +303,12 @@ class _Attempt:
             except (LostError, _AwayError):
                 raise
             except MemoryError as error:
-                return self._stopped(Stopped("memory_error", str(error)))
+                return self._stopped(Stopped("memory_error", _in_words(error)))
             except JobError as error:
                 return self._failed(error, final=True)
             except Exception as error:  # noqa: BLE001  a job may raise anything
                 if refusal(error) is not None:  # the fence refused, and an extension made another error of it
-                    return self._stopped(Stopped("memory_error", f"{type(error).__name__}: {error}"))
+                    return self._stopped(Stopped("memory_error", _in_words(error)))
                 return self._failed(error, final=False)
             except BaseException as error:  # whatever it is, the rest is not lost
                 if _is_cancelled(error) and not self._is_told_to_end():
@@ -338,7 +338,7 @@ class _Attempt:
     def _ended_by(self, error: BaseException) -> None:
         """The process is to end; where nobody asked for it the job's own code did, and does it again: a death."""
         kind = "drain" if self._is_told_to_end() else "crash"
-        text = f"{type(error).__name__}: {error}"
+        text = _in_words(error)
         self._follow(self.ledger.stop(self.claim, kind=kind, text=text, figures=self._figures()))
 
     def _learn(self) -> None:
@@ -405,7 +405,7 @@ class _Attempt:
         return Ending(what="again", fresh=stopped.kind != "drain", text=stopped.text)
 
     def _failed(self, error: BaseException, *, final: bool) -> Ending:
-        text = f"{type(error).__name__}: {error}"
+        text = _in_words(error)
         _log.warning("%s: part %d failed: %s", self.job.name, self.claim.part.part, text, extra={"job": self.job.name})
         given_up, delay_s, messages = self.ledger.fail(self.claim, text, final=final, figures=self._figures())
         self._follow(messages)
@@ -631,6 +631,12 @@ class _Attempt:
 
 def _closable(keys: Iterator[str]) -> Any:
     return keys if hasattr(keys, "close") else (key for key in keys)
+
+
+def _in_words(error: BaseException) -> str:
+    """Its kind, and what it says where it says anything: a MemoryError is silent more often than not."""
+    said = str(error)
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def _is_cancelled(error: BaseException) -> bool:
