@@ -94,11 +94,13 @@ def _chunks(data: Any, size: int, budget_bytes: int) -> Any:
     return (chunk for chunk in chunks(data, rows=size, budget=budget_bytes))
 
 
-def should_split(count: int, bytes_per_item: float, *, limit: str | int | None = None) -> bool:
-    """Whether so many items, each of which keeps so many bytes until the job ends, do not fit into the limit.
+def should_split(count: int, bytes_per_item: str | float, *, limit: str | int | None = None) -> bool:
+    """Whether so many items, each of which keeps so many bytes ("2M") until the job ends, do not fit into the limit.
 
     The limit is that of the job around it, beside what its process held at its start; else `limit`, else `job_limit`.
     """
+    if isinstance(bytes_per_item, str):
+        bytes_per_item = parse_bytes(bytes_per_item, where="bytes_per_item")
     try:
         guard = current().guard
     except JobError:

@@ -87,6 +87,7 @@ COUNTED_S = 60.0
 MOST_QUEUES = 200
 MOST_DOUBLINGS = 60  # of a pause: it is above any bound then, and floats end at a thousand
 KEY_SEPARATOR = "\x1f"  # in no name: they are printable
+KEY_CHARACTERS = 250  # of a job's name, the separator and its `unique` text: what the column of a server holds
 FINISH_PATH = "~"  # behind all digits
 KEEP_S = 7 * 86400.0
 # Jobs that one sweep forgets, each in a transaction of its own: others write between them.

@@ -25,7 +25,7 @@ from memwarden.jobs.definition import find, store_folder
 from memwarden.jobs.ledger import Ledger, Watch, Worker
 from memwarden.jobs.local import LocalEngine
 from memwarden.jobs.port import Message
-from memwarden.jobs.profiles import whole
+from memwarden.jobs.profiles import short_text, whole
 from memwarden.jobs.slots import Slot, Slots, kind_of
 from memwarden.jobs.worker import submit, sweep
 from memwarden.sense import Machine, find_limit
@@ -117,6 +117,8 @@ class Runner:
                 raise ConfigError(f"{value!r} is not known", where=where, mend=f"give one of {', '.join(known)}")
         self.workers = whole(os.cpu_count() or 1 if workers is None else workers, "workers")
         self._grace_s = parse_duration(grace, where="grace")
+        self._queues = tuple(short_text(each, "queues") for each in _several(queues, "queues"))
+        modules = _several(modules, "modules")
         self.budget = Budget(self._budget_bytes(memory))
         self._own_store = None if isinstance(store, Store) else Store(store_folder(store))
         self.store = store if isinstance(store, Store) else self._own_store or Store()
@@ -130,8 +132,7 @@ class Runner:
         self._clock = clock or SystemClock()
         self.ledger = Ledger(self.store, clock=self._clock)
         self.engine = LocalEngine(self.ledger)
-        self._queues = tuple(queues)
-        self._start, self._fence, self._modules = start, fence, tuple(modules)
+        self._start, self._fence, self._modules = start, fence, modules
         self._slots: Slots | None = None
         self._cgroup = cgroup
         self._children: dict[int, _Child] = {}
@@ -151,6 +152,9 @@ class Runner:
         if memory is None:
             return int(found.bytes * BUDGET_SHARE) if found.bytes else 1 << 40
         asked = parse_bytes(memory, where="memory")
+        if asked < LEAST_HARD:
+            what = f"{format_bytes(asked)} are too little for the process of any part"
+            raise ConfigError(what, where="memory", mend=f"give at least {format_bytes(LEAST_HARD)}")
         if found.bytes is not None and asked > found.bytes:
             whose = "this process may have" if found.scope == "process" else "there are"
             raise ConfigError(
@@ -184,8 +188,8 @@ class Runner:
         same name and `unique` text is not over yet, nothing is added and that one's id is given.
         """
         return submit(
-            job, arguments or {}, engine=self.engine, ledger=self.ledger, queue=queue, priority=priority,
-            delay_s=parse_duration(delay, where="delay"), unique=unique,
+            job, {} if arguments is None else arguments, engine=self.engine, ledger=self.ledger, queue=queue,
+            priority=priority, delay_s=parse_duration(delay, where="delay"), unique=unique,
         )  # fmt: skip
 
     def status(self, root: str) -> Status:
@@ -523,6 +527,14 @@ class Runner:
             self._told[text] = None
             _keep_newest(self._told)
             _log.warning("%s", text)
+
+
+def _several(texts: Sequence[str], where: str) -> tuple[str, ...]:
+    """Raises ConfigError for what is one text, which would be taken for its letters, or no texts at all."""
+    found = () if isinstance(texts, str) or not hasattr(texts, "__iter__") else tuple(texts)
+    if texts and (not found or not all(isinstance(each, str) for each in found)):
+        raise ConfigError(f"{texts!r:.60} is no list of texts", where=where, mend='give a list such as ["mail"]')
+    return found
 
 
 def _keep_newest(remembered: dict[Any, Any]) -> None:

@@ -21,12 +21,21 @@ from memwarden.flow.sizing import Sizer
 from memwarden.jobs import run as runs
 from memwarden.jobs.definition import find, job_of
 from memwarden.jobs.guard import Guard
-from memwarden.jobs.ledger import MOST_RESULT_BYTES, WINDOW, LostError, Worker, as_json
+from memwarden.jobs.ledger import (
+    KEY_CHARACTERS,
+    KEY_SEPARATOR,
+    MOST_RESULT_BYTES,
+    WINDOW,
+    LostError,
+    Worker,
+    as_json,
+)
 from memwarden.jobs.plan import Growth, share_of, should_split
 from memwarden.jobs.port import LEASE_S, Ending, Message
+from memwarden.jobs.profiles import short_text, whole
 from memwarden.jobs.run import Run, Stopped
 from memwarden.sense import Machine, find_limit
-from memwarden.units import format_bytes
+from memwarden.units import format_bytes, parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,6 +57,8 @@ CHUNK_PART = 8
 _AS_THEY_ARE = frozenset({int, float, str, bool, type(None)})
 # No deeper than that: a part whose halves of halves are still too large holds items that are too large.
 DEEPEST = 20
+# Higher than anybody needs, and in every ledger's bounds.
+MOST_PRIORITY = 10**9
 
 
 def submit(
@@ -68,9 +79,13 @@ def submit(
     where it could not be written.
     """
     made = job_of(job)
+    short_text(queue, "queue")
+    whole(priority, "priority", least=-MOST_PRIORITY, most=MOST_PRIORITY)
+    if unique is not None:
+        short_text(unique, "unique", most=KEY_CHARACTERS - len(KEY_SEPARATOR) - len(made.name))
     root, new = ledger.submit(
         made.name, made.arguments((), arguments), type=made.type, chunk=made.profile.chunk, engine=engine.name,
-        queue=queue, priority=priority, delay_s=delay_s,
+        queue=queue, priority=priority, delay_s=parse_duration(delay_s, where="delay_s"),
         unique=unique, options={**made.options(), "limit_bytes": made.profile.limit_bytes},
     )  # fmt: skip
     if new:
@@ -100,8 +115,9 @@ def _send(messages: Sequence[Message], engine: Engine, ledger: Ledger) -> int:
         queue, priority, delay_s = ledger.where(message)
         if queue in failed or (delay_s > 0 and not engine.can.delay):
             continue
+        rank = min(max(priority, 0), 9)  # as brokers have it
         try:
-            engine.send(message.encode(), queue=queue, delay_s=delay_s, priority=priority, message_id=message.id)
+            engine.send(message.encode(), queue=queue, delay_s=delay_s, priority=rank, message_id=message.id)
         except (JobError, OSError) as error:
             _log.warning("%s: cannot send to queue %s (%s); it is kept and sent later", engine.name, queue, error)
             failed.add(queue)
