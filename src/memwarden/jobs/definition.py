@@ -290,10 +290,10 @@ def job(
     with its engine (`Rows`, or the two as a tuple), or a `Splittable`. `limit`, `chunk` and `split` come from the
     `type`'s profile where they are not given. `bytes_per_item` is what an item keeps in memory until the job ends; it
     is learned where it is not given. `reduce(so_far, result)` folds what the handler returns, chunk after chunk, then
-    part after part; results are JSON. `sink` is the database that the handler writes to by `run.connection`, so that
-    chunk and cursor are committed together: a SQLAlchemy engine, the path of a SQLite file, or a function that gives
-    either for the arguments that it names. `retries`, `backoff` (seconds before the first) and `timeout` are of one
-    part's attempt; `keep` is how long results are kept.
+    part after part; results are JSON, and without it what a handler returns is not kept. `sink` is the database that
+    the handler writes to by `run.connection`, so that chunk and cursor are committed together: a SQLAlchemy engine, the
+    path of a SQLite file, or a function that gives either for the arguments that it names. `retries`, `backoff`
+    (seconds before the first) and `timeout` are of one part's attempt; `keep` is how long results are kept.
     """
     given = {
         "type": short_text(type, "type", least=0),

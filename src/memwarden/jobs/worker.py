@@ -527,7 +527,10 @@ class _Attempt:
                     self.ledger.announce(self.claim, high)
                 run.low, run.high, count = part.cursor, high, len(items)
                 try:
-                    self._keep_result(self._call(run, items))
+                    value = self._call(run, items)
+                    if self._bound.reduce is not None:  # else it would be the last chunk's, or that of no part at all
+                        self._keep_result(value)
+                    del value
                     if self.sink is not None:
                         self.sink.commit(high, count, self._result_text())
                 except BaseException:
