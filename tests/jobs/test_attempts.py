@@ -161,6 +161,23 @@ def test_reduce_gets_what_json_makes_of_a_result_whether_or_not_it_was_stopped(
     assert {type(each["items"]) for each in got} <= {list}
 
 
+@pytest.mark.parametrize(("each", "parts"), [("1K", 1), ("300M", 4)])
+def test_without_reduce_a_job_with_items_has_no_result_whether_or_not_it_was_split(
+    bench: Inline, each: str, parts: int
+) -> None:
+    def handle(chunk: list[int]) -> object:
+        return {chunk[0]} if chunk[0] else chunk[0]  # what JSON could not keep is nobody's business
+
+    made = job(items=lambda: range(8), chunk=1, limit="1G", bytes_per_item=each, name="tests:unreduced")(handle)
+    root = submit(made, {}, engine=bench, ledger=bench.ledger)
+    bench.work()
+    status = status_of(bench, root)
+    assert (status.state, status.items, status.parts["done"] >= parts) == ("done", 8, True)
+    assert bench.ledger.result(root) is None
+    with bench.ledger._place.transaction() as db:
+        assert db.execute("SELECT COUNT(*) FROM job_parts WHERE result IS NOT NULL").fetchone() == (0,)
+
+
 def test_a_fold_stops_when_its_worker_is_told_to_and_begins_again_elsewhere(bench: Inline) -> None:
     folded: list[int] = []
 

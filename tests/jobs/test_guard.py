@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from memwarden.errors import MemoryPressureError
-from memwarden.jobs import process_in_chunks
+from memwarden.jobs import Run, process_in_chunks
 from memwarden.jobs.guard import LONGEST_S, Guard
 from memwarden.jobs.leaks import Runs
 from memwarden.testing import FakeClock
@@ -175,3 +175,18 @@ def test_wrong_options_are_refused_before_anything_is_read() -> None:
         process_in_chunks([1], sum, 0)
     with pytest.raises(ValueError, match="is no function"):
         process_in_chunks([1], 7)  # type: ignore[arg-type]  # on purpose
+
+
+@pytest.mark.parametrize(("cursor", "saved", "said"), [(None, False, 1), (None, True, 0), ("7", False, 0)])
+def test_only_a_body_that_has_kept_no_place_so_far_is_told_that_it_will_be_stopped(
+    caplog: pytest.LogCaptureFixture, cursor: str | None, saved: bool, said: int
+) -> None:
+    guard = guard_of(Sizes(90), FakeClock())
+    run = Run(
+        id="a", part=0, attempt=1, name="work", guard=guard, stop=str, keep=lambda _text, _items: None, cursor=cursor
+    )
+    if saved:
+        run.save(3)
+    run.check()
+    run.check()
+    assert caplog.text.count("has no items to split or to resume by") == said

@@ -94,6 +94,20 @@ def test_whatever_is_split_is_complete_and_in_order(
         assert (bench.ledger.result(root) if count else []) == list(range(count))
 
 
+@pytest.mark.parametrize(("priority", "rank"), [(-5, 0), (4, 4), (1000, 9)])
+def test_a_broker_gets_the_nearest_priority_that_it_has(bench: Inline, priority: int, rank: int) -> None:
+    ranks = []
+
+    class Ranked(Inline):
+        def send(self, text: str, *, queue: str, delay_s: float = 0.0, priority: int = 0, message_id: str = "") -> None:
+            ranks.append(priority)
+
+    with Store(bench.folder) as store:
+        engine = Ranked(bench.folder, store)
+        submit(work.total, {"count": 1}, engine=engine, ledger=engine.ledger, priority=priority)
+    assert ranks == [rank]
+
+
 def test_how_many_items_are_left_is_counted_a_few_times_and_not_for_every_chunk(bench: Inline) -> None:
     """A count may be a walk through an index of a million rows."""
     counts: list[int] = []

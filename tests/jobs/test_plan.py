@@ -215,6 +215,13 @@ def test_lines_are_those_of_the_file(tmp_path: Path) -> None:
     assert [line for _, line in Lines(tmp_path / "a.txt").read(None, None)] == [b"one", b"two", b"", b"last"]
 
 
+def test_a_line_that_is_too_long_is_refused_with_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"one\n" + b"x" * 20)
+    with pytest.raises(JobError, match=f"{path}: has a line of more than 10 bytes at byte 4; see that it has lines"):
+        list(Lines(path, longest=10).read(None, None))
+
+
 @pytest.mark.parametrize("wrong", [iter([1]), {1, 2}, {"a": 1}, 7, None, (n for n in range(3))])
 def test_what_cannot_be_taken_up_in_the_middle_is_refused(wrong: object) -> None:
     with pytest.raises(JobError, match="cannot be taken up in the middle"):

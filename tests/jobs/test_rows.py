@@ -10,14 +10,16 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from memwarden.errors import KeyOrderError
+from memwarden.errors import JobError, KeyOrderError, StatementError
 from memwarden.jobs import Rows, job, perform, submit
+from memwarden.jobs.sources import source_of
 from memwarden.store import Store
 from tests.flow.database.servers import SERVERS
 from tests.jobs.test_inline import Inline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 KINDS: dict[str, Any] = {"INTEGER": sa.Integer, "VARCHAR(20) COLLATE NOCASE": sa.String}
 
@@ -66,6 +68,39 @@ def test_no_row_is_lost_whatever_the_key_and_wherever_it_is_stopped(
         assert sorted(seen) == list(range(len(values)))
     else:
         assert "KeyOrderError" in str(status.error)
+
+
+T = sa.table("t", sa.column("id", sa.Integer))
+
+
+@pytest.mark.parametrize(
+    ("statement", "key", "said"),
+    [
+        (sa.select(T.c.id), None, "t has no primary key; pass key= with the columns of a unique index"),
+        (sa.select(T.c.id).distinct(), None, "combined SELECT has no primary key; pass key= with the columns of"),
+        (sa.select(T.c.id).limit(3), "id", "a LIMIT cannot be kept over several chunks; take it away, and let a WHERE"),
+        (sa.text("SELECT id FROM t LIMIT 3"), "id", "a LIMIT cannot be kept over several chunks; take it away, and"),
+    ],
+)
+def test_what_is_to_be_changed_is_what_rows_can_do(statement: Any, key: Any, said: str) -> None:
+    with pytest.raises(StatementError) as caught:
+        Rows(statement, sa.create_engine("sqlite://"), key=key)
+    assert said in str(caught.value)
+    assert not any(name in str(caught.value) for name in ("resumable=", "rows="))
+
+
+def test_items_may_be_a_statement_and_its_engine_as_for_process_in_chunks(tmp_path: Path) -> None:
+    engine = sa.create_engine(f"sqlite:///{tmp_path}/rows.db")
+    table = sa.Table("t", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True))
+    with engine.begin() as connection:
+        table.create(connection)
+        connection.execute(table.insert(), [{"id": number} for number in range(7)])
+    source = source_of((sa.select(table.c.id), engine), job="work")
+    assert isinstance(source, Rows)
+    assert [row.id for _, row in source.read(None, None)] == list(range(7))
+    with engine.connect() as connection, pytest.raises(JobError, match="rows: needs a plain Engine"):
+        source_of((sa.select(table.c.id), connection), job="work")
+    engine.dispose()
 
 
 def test_a_key_of_several_rows_is_refused_at_the_first_of_them(tmp_path_factory: pytest.TempPathFactory) -> None:

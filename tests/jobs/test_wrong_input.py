@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +21,7 @@ from tests.jobs.processes import PATIENCE_S, ROOT, outside, run
 from tests.jobs.test_inline import Inline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
 
@@ -43,11 +44,102 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inline]:
         ({"name": "x" * 300}, "is no name"),
         ({"name": "ж" * 200}, "is too long for a message"),
         ({"sink": "effects.db"}, "has a sink and no items"),
+        ({"sink": 5, "items": range}, "sink: 5 is no database; give a SQLAlchemy engine"),
+        ({"name": 5}, "name: 5... is no name"),
+        ({"name": ""}, "is no name"),
+        ({"type": 5}, "type: 5 is no name; give a text of 0 to 100 printable characters"),
+        ({"type": "t" * 101}, "is no name"),
+        ({"timeout": 0}, "timeout: 0 leaves no time at all; give more, or leave it out"),
+        ({"retries": 10**5000}, "retries: this int is no such number"),
     ],
 )
 def test_options_of_the_decorator(options: dict[str, Any], said: str) -> None:
     with pytest.raises((ConfigError, UnitError)) as caught:
         job(**options)(lambda chunk: None)
+    assert said in str(caught.value)
+
+
+def values() -> Iterator[int]:
+    yield 1
+
+
+async def values_in_time() -> AsyncIterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (5, "job: 5 is no function or class; decorate one with @job"),
+        (partial(len), "job: a partial has no name of its own; give name="),
+        (values, "test_wrong_input:values': is a generator: called, it does nothing"),
+        (values_in_time, "values_in_time': is a generator"),
+        (type("Yields", (), {"handle": values}), "Yields': is a generator"),
+        (Inline.work, "Inline.work': is a method: nobody would give it its object; decorate the class, whose method"),
+    ],
+)
+def test_what_would_be_called_and_never_do_its_work(function: Any, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        job(function)
+    assert said in str(caught.value)
+
+
+def test_functions_in_a_class_that_need_no_object_are_jobs() -> None:
+    class Group:
+        @staticmethod
+        @job
+        def alone(count: int) -> int:
+            return count
+
+        @job
+        def plain(count: int) -> int:  # noqa: N805  it is no method
+            return count
+
+    assert (Group.alone(3), Group.plain.arguments((3,), {})) == (3, {"count": 3})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"queue": None}, "queue: None is no name; give a text of 1 to 100 printable characters"),
+        ({"queue": ""}, "queue: '' is no name"),
+        ({"queue": "a\nb"}, "is no name"),
+        ({"queue": "q" * 101}, "is no name"),
+        ({"priority": "x"}, "priority: 'x' is no such number"),
+        ({"priority": 1.5}, "priority: 1.5 is no such number"),
+        ({"priority": 10**30}, "is no such number; give a whole number from -1000000000 to 1000000000"),
+        ({"unique": "u" * 250}, "is no name; give a text of 1 to 228 printable characters"),
+        ({"unique": 7}, "unique: 7 is no name"),
+        ({"delay_s": float("nan")}, "delay_s: nan is not a duration"),
+        ({"delay_s": "soon"}, "delay_s: 'soon' is not a duration"),
+    ],
+)
+def test_where_a_job_goes_is_checked_before_it_is_written_down(bench: Inline, given: Any, said: str) -> None:
+    with pytest.raises((ConfigError, UnitError)) as caught:
+        submit(work.total, {"count": 1}, engine=bench.engine, ledger=bench.ledger, **given)
+    assert said in str(caught.value)
+    assert bench.ledger.jobs() == []
+
+
+@pytest.mark.parametrize("arguments", [[1], [], "", {"count": 1, 2: 3}])
+def test_arguments_are_a_dictionary_by_name(bench: Inline, arguments: Any) -> None:
+    with Runner(bench.folder, memory="1G") as runner, pytest.raises(JobError, match=r"its arguments are a|no argument"):
+        runner.submit(work.total, arguments)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"queues": "abc"}, "queues: 'abc' is no list of texts; give a list such as"),
+        ({"queues": [5]}, "queues: [5] is no list of texts"),
+        ({"queues": ["q" * 101]}, "is no name"),
+        ({"modules": "myapp"}, "modules: 'myapp' is no list of texts"),
+        ({"memory": "1K"}, "memory: 1 KiB are too little for the process of any part; give at least 64 MiB"),
+    ],
+)
+def test_options_of_a_runner(bench: Inline, given: Any, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Runner(bench.folder, **given)
     assert said in str(caught.value)
 
 
@@ -142,6 +234,9 @@ def test_whether_to_split_is_said_by_hand_too() -> None:
     assert should_split(257, 1 << 20)
     assert not should_split(256, 1 << 20)
     assert not should_split(257, 1 << 20, limit="1G")
+    assert (should_split(257, "1M"), should_split(256, "1M")) == (True, False)
+    with pytest.raises(UnitError, match="bytes_per_item: 'much' is not a size"):
+        should_split(1, "much")
 
 
 def test_asked_to_split_it_does_unless_it_must_not(bench: Inline) -> None:
@@ -240,6 +335,52 @@ def test_where_no_process_can_be_had_a_part_waits_and_the_runner_lives_on(
     with Runner(folder, memory="1G", start="spawn", modules=("m" * 200_000,)) as runner:
         root = runner.submit(work.total, {"count": 3})
         assert "no process can be had" in put_off(runner, root)
+
+
+def test_who_dies_behind_its_work_is_not_said_not_to_have_begun_it(
+    tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Runner(str(tmp_path_factory.mktemp("jobs")), memory="1G", workers=1, start="spawn") as runner:
+        root = runner.submit(work.dies_behind_its_work)
+        runner.run(until_idle=True)
+        assert runner.result(root) == "done"
+    assert "cannot be begun" not in caplog.text
+
+
+def test_who_is_told_to_end_before_it_begins_has_nothing_held_against_it(
+    tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A signal that comes before anybody listens to it, in an interpreter that only starts."""
+    with Runner(str(tmp_path_factory.mktemp("jobs")), memory="1G", workers=1, start="spawn") as runner:
+        root = runner.submit(work.total, {"count": 3})
+        runner.begin()
+        runner.turn()
+        assert len(runner.pids) == 1
+        runner.stop()
+        runner.run()
+        assert (runner.status(root).state, runner.ledger.next_due_s("local")) == ("open", 0)
+    assert "cannot be begun" not in caplog.text
+
+
+def test_a_line_for_which_there_is_no_memory_is_named(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = str(tmp_path_factory.mktemp("jobs"))
+    with open(f"{folder}/lines.txt", "wb") as file:
+        file.write(b"one\n")
+        file.truncate(60 * work.MIB)  # no byte of it is a line's end
+    with Runner(folder, memory="1G", workers=1, start="spawn", fence="on", cgroup=False) as runner:
+        root = runner.submit(work.reads_lines, {"path": f"{folder}/lines.txt"})
+        runner.run(until_idle=True)
+        error = runner.status(root).error
+    said = f"memory_error (MemoryError: the line at byte 4 of {folder}/lines.txt does not fit into memory)"
+    assert error == f"three deaths at one place, the last: {said}"
+
+
+def test_a_memory_error_without_words_is_called_by_its_name(bench: Inline) -> None:
+    def refused() -> None:
+        raise MemoryError
+
+    root = submit(job(limit="1G", name="tests:refused")(refused), {}, engine=bench.engine, ledger=bench.ledger)
+    assert over(bench, root).error == "three deaths at one place, the last: memory_error (MemoryError)"
 
 
 def test_a_name_that_makes_no_message_is_given_up_and_the_runner_lives_on(
@@ -360,6 +501,7 @@ def test_the_command_line_cancels_and_retries(folder: str) -> None:
         (["work", "--import", "no.such.module", "--until-idle"], "--import no.such.module: cannot be imported"),
         (["work", "--memory", "much"], "memory: 'much' is not a size"),
         (["work", "--workers", "0"], "workers: 0 is no such number"),
+        (["list", "--most", "-3"], "--most: -3 is no such number"),
         (["dance"], "invalid choice: 'dance'"),
     ],
 )

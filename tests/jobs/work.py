@@ -209,6 +209,15 @@ def ends(how: str) -> None:
 
 
 @job(limit="1G")
+def dies_behind_its_work() -> str:
+    """As a library does that crashes when its process ends."""
+    import atexit
+
+    atexit.register(os.kill, os.getpid(), signal.SIGSEGV)
+    return "done"
+
+
+@job(limit="1G")
 def keeps_its_place(run: Run, count: int, path: str) -> int:
     """A body that saves its own cursor, and stops once by an error of its own."""
     start = run.cursor or 0
@@ -323,6 +332,10 @@ def never_splits(chunk: list[int], run: Run, count: int) -> int:
 
 @job(limit="1G", items=lambda: iter([1]))
 def has_bad_items(chunk: list[int]) -> None: ...
+
+
+@job(limit="96M", items=lambda path: path, chunk=1)
+def reads_lines(chunk: list[bytes], path: str) -> None: ...
 
 
 @job(limit="1M", items=numbers)

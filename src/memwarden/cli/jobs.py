@@ -145,7 +145,9 @@ def _print(args: Namespace, document: Any, heads: Sequence[str], rows: Sequence[
 
 
 def _list(args: Namespace, ledger: Ledger) -> int:
-    found = ledger.jobs(state=args.state, most=max(1, args.most))
+    from memwarden.jobs.profiles import whole
+
+    found = ledger.jobs(state=args.state, most=whole(args.most, "--most"))
     now = time.time()
     rows = [
         (

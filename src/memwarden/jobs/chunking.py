@@ -9,6 +9,7 @@ from memwarden.jobs import plan
 from memwarden.jobs.guard import Guard
 from memwarden.jobs.profiles import CHUNK, whole
 from memwarden.jobs.run import current
+from memwarden.jobs.sources import is_query
 from memwarden.units import format_bytes, parse_bytes
 
 TYPE_CHECKING = False
@@ -84,7 +85,7 @@ def _results(
 
 
 def _chunks(data: Any, size: int, budget_bytes: int) -> Any:
-    if isinstance(data, tuple) and len(data) == 2 and hasattr(data[1], "dialect"):
+    if is_query(data):
         from memwarden.flow.database import scan
 
         return scan(data[0], data[1], rows=size, budget=budget_bytes).chunks()
@@ -93,11 +94,13 @@ def _chunks(data: Any, size: int, budget_bytes: int) -> Any:
     return (chunk for chunk in chunks(data, rows=size, budget=budget_bytes))
 
 
-def should_split(count: int, bytes_per_item: float, *, limit: str | int | None = None) -> bool:
-    """Whether so many items, each of which keeps so many bytes until the job ends, do not fit into the limit.
+def should_split(count: int, bytes_per_item: str | float, *, limit: str | int | None = None) -> bool:
+    """Whether so many items, each of which keeps so many bytes ("2M") until the job ends, do not fit into the limit.
 
     The limit is that of the job around it, beside what its process held at its start; else `limit`, else `job_limit`.
     """
+    if isinstance(bytes_per_item, str):
+        bytes_per_item = parse_bytes(bytes_per_item, where="bytes_per_item")
     try:
         guard = current().guard
     except JobError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import functools
 import importlib
 import inspect
@@ -12,7 +11,7 @@ import threading
 
 from memwarden.errors import ConfigError, JobError
 from memwarden.facts import Fact
-from memwarden.jobs.profiles import Profile, profiles_from, whole
+from memwarden.jobs.profiles import Profile, profiles_from, short_text, whole
 from memwarden.units import parse_bool, parse_bytes, parse_duration
 
 TYPE_CHECKING = False
@@ -120,6 +119,9 @@ class Job:
 
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """All by name, as the ledger keeps them. Raises JobError where nobody takes them, or where one is missing."""
+        if not hasattr(kwargs, "keys"):
+            what = f"its arguments are a {type(kwargs).__name__}"
+            raise JobError(what, where=f"job {self.name!r}", mend="give a dictionary of them by their names")
         own = _parameters(self.function)
         own.pop("run", None)
         if self.items is not None and not self.is_class:
@@ -131,7 +133,7 @@ class Job:
             name: each for part in (self.items, self.sink, self.sized) if inspect.isroutine(part)
             for name, each in _parameters(part).items()
         }  # fmt: skip
-        unknown = sorted(set(given) - set(known))
+        unknown = sorted(set(given) - set(known), key=str)
         if unknown and not any(each.kind is each.VAR_KEYWORD for each in known.values()):
             raise JobError(f"takes no argument {unknown[0]!r}", where=f"job {self.name!r}")
         for name, each in known.items():
@@ -285,47 +287,36 @@ def job(
     """Make a function or a class a memory-aware job: `@job` or `@job(limit="256M", chunk=50, items=...)`.
 
     `items(**arguments)` gives the splittable input: a sequence, a path of a file (its lines), a SQLAlchemy statement
-    with its engine (`jobs.rows`), or a `Splittable`. `limit`, `chunk` and `split` come from the `type`'s profile where
-    they are not given. `bytes_per_item` is what an item keeps in memory until the job ends; it is learned where it is
-    not given. `reduce(so_far, result)` folds what the handler returns, chunk after chunk, then part after part;
-    results are JSON. `sink` is the database that the handler writes to by `run.connection`, so that chunk and
-    cursor are committed together: a SQLAlchemy engine, the path of a SQLite file, or a function that gives either for
-    the arguments that it names. `retries`, `backoff` (seconds before the first) and
-    `timeout` are of one part's attempt; `keep` is how long results are kept.
+    with its engine (`Rows`, or the two as a tuple), or a `Splittable`. `limit`, `chunk` and `split` come from the
+    `type`'s profile where they are not given. `bytes_per_item` is what an item keeps in memory until the job ends; it
+    is learned where it is not given. `reduce(so_far, result)` folds what the handler returns, chunk after chunk, then
+    part after part; results are JSON, and without it what a handler returns is not kept. `sink` is the database that
+    the handler writes to by `run.connection`, so that chunk and cursor are committed together: a SQLAlchemy engine, the
+    path of a SQLite file, or a function that gives either for the arguments that it names. `retries`, `backoff`
+    (seconds before the first) and `timeout` are of one part's attempt; `keep` is how long results are kept.
     """
     given = {
-        "type": type,
+        "type": short_text(type, "type", least=0),
         "limit_bytes": None if limit is None else parse_bytes(limit, where="limit"),
         "chunk": None if chunk is None else whole(chunk, "chunk"),
         "split": None if split is None else parse_bool(split, where="split"),
         "bytes_per_item": None if bytes_per_item is None else parse_bytes(bytes_per_item, where="bytes_per_item"),
         "retries": whole(retries, "retries", least=0),
         "backoff_s": parse_duration(backoff, where="backoff"),
-        "timeout_s": None if timeout is None else parse_duration(timeout, where="timeout"),
+        "timeout_s": None if timeout is None else _above_zero(timeout, "timeout"),
         "keep_s": parse_duration(keep, where="keep"),
     }
     for value, where in ((items, "items"), (reduce, "reduce"), (sized, "sized")):
         if value is not None and not callable(value):
             raise ConfigError(f"{value!r} is no function", where=where, mend="give a function")
 
-    if not isinstance(sink, (str, os.PathLike)) and hasattr(sink, "execute"):
-        raise ConfigError(
-            f"a {builtins.type(sink).__name__} is one connection of one process", where="sink",
-            mend="give a function that opens one: each part runs in a process of its own",
-        )  # fmt: skip
+    _check_sink(sink)
 
     def make(function: Callable[..., Any]) -> Any:
-        full = name or f"{function.__module__}:{function.__qualname__}"
-        if len(full) > NAME_CHARACTERS or not full.isprintable():
-            raise ConfigError(f"{full[:60]!r}... is no name", where="name", mend="give up to 200 printable characters")
-        if not _fits_into_a_message(full):
-            what = f"{full[:30]!r}... is too long for a message: ASCII has up to 12 bytes for a character of it"
-            raise ConfigError(what, where="name", mend="give a shorter one, or name= with ASCII letters")
+        full = _name_of(function, name)
+        _check_function(function, full)
         if sink is not None and items is None and not inspect.isclass(function):
             raise _no_chunks(full, ConfigError)
-        if inspect.isclass(function) and not callable(getattr(function, "handle", None)):
-            mend = "give it handle(self, chunk) with items, or handle(self) without"
-            raise ConfigError(f"the class {full!r} has no method `handle`", where="job", mend=mend)
         made = Job(function, name=full, items=items, given=given, reduce=reduce, sink=sink, sized=sized)
         with _lock:
             _registry[full] = made
@@ -335,6 +326,63 @@ def job(
         return made
 
     return make if function is None else make(function)
+
+
+def _above_zero(time: str | float, where: str) -> float:
+    seconds = parse_duration(time, where=where)
+    if not seconds:
+        raise ConfigError(f"{time!r} leaves no time at all", where=where, mend="give more, or leave it out")
+    return seconds
+
+
+def _check_sink(sink: Any) -> None:
+    """Raises ConfigError where it is no database that each process of a part can open for itself."""
+    if sink is None or isinstance(sink, (str, os.PathLike)):
+        return
+    if hasattr(sink, "execute"):
+        mend = "give a function that opens one: each part runs in a process of its own"
+        raise ConfigError(f"a {type(sink).__name__} is one connection of one process", where="sink", mend=mend)
+    if not callable(sink) and not hasattr(sink, "connect"):
+        mend = "give a SQLAlchemy engine, the path of a SQLite file, or a function that gives either"
+        raise ConfigError(f"{sink!r:.60} is no database", where="sink", mend=mend)
+
+
+def _name_of(function: Any, name: str | None) -> str:
+    """Raises ConfigError for what cannot be called, and for a name that no ledger or message takes."""
+    if not callable(function):
+        raise ConfigError(f"{function!r:.60} is no function or class", where="job", mend="decorate one with @job")
+    if name is None and not hasattr(function, "__qualname__"):
+        raise ConfigError(f"a {type(function).__name__} has no name of its own", where="job", mend="give name=")
+    full = f"{function.__module__}:{function.__qualname__}" if name is None else name
+    if not isinstance(full, str) or not 0 < len(full) <= NAME_CHARACTERS or not full.isprintable():
+        raise ConfigError(f"{full!r:.60}... is no name", where="name", mend="give up to 200 printable characters")
+    if not _fits_into_a_message(full):
+        what = f"{full[:30]!r}... is too long for a message: ASCII has up to 12 bytes for a character of it"
+        raise ConfigError(what, where="name", mend="give a shorter one, or name= with ASCII letters")
+    return full
+
+
+def _check_function(function: Any, name: str) -> None:
+    """Raises ConfigError for what could be called and would never do its work."""
+    body = getattr(function, "handle", None) if inspect.isclass(function) else function
+    if not callable(body):
+        mend = "give it handle(self, chunk) with items, or handle(self) without"
+        raise ConfigError(f"the class {name!r} has no method `handle`", where="job", mend=mend)
+    if inspect.isgeneratorfunction(body) or inspect.isasyncgenfunction(body):
+        what = "is a generator: called, it does nothing until somebody asks it for values, and nobody would"
+        mend = "have it return its result; run.each(items) has a safe point before each item"
+        raise ConfigError(what, where=f"job {name!r}", mend=mend)
+    if body is function and _is_method(function):
+        mend = "decorate the class, whose method `handle` does the work, or a function"
+        raise ConfigError("is a method: nobody would give it its object", where=f"job {name!r}", mend=mend)
+
+
+def _is_method(function: Any) -> bool:
+    """Whether it stands in the body of a class and wants an object of it."""
+    inside = getattr(function, "__qualname__", "").rpartition(".")[0]
+    if not inside or inside.endswith("<locals>") or not inspect.isfunction(function):
+        return False
+    return next(iter(_parameters(function)), "") in ("self", "cls")
 
 
 def _fits_into_a_message(name: str) -> bool:

@@ -87,6 +87,7 @@ COUNTED_S = 60.0
 MOST_QUEUES = 200
 MOST_DOUBLINGS = 60  # of a pause: it is above any bound then, and floats end at a thousand
 KEY_SEPARATOR = "\x1f"  # in no name: they are printable
+KEY_CHARACTERS = 250  # of a job's name, the separator and its `unique` text: what the column of a server holds
 FINISH_PATH = "~"  # behind all digits
 KEEP_S = 7 * 86400.0
 # Jobs that one sweep forgets, each in a transaction of its own: others write between them.
@@ -722,7 +723,8 @@ class Ledger:
         # It died before it knew its next key: what it reads there cannot be read.
         unreadable = blame.quarantine and part.pending is None
         if unreadable:
-            after = after.replace(state="failed", error=_kept(f"three deaths at one place, the last: {kind} ({text})"))
+            last = f"{kind} ({text})" if text else kind
+            after = after.replace(state="failed", error=_kept(f"three deaths at one place, the last: {last}"))
         if not self._set(db, after, "state, sent, holder, pid, due_unix_s, chunk, careful, deaths, blamed,"
                                     " blamed_deaths, innocent, pending, error", beat=part.beat):  # fmt: skip
             return False
@@ -938,6 +940,13 @@ class Ledger:
                 {"due": self._clock.wall() + delay_s, "error": _kept(error), "root": message.root,
                  "part": message.part, "attempt": message.attempt},
             )  # fmt: skip
+
+    def is_untaken(self, message: Message) -> bool:
+        """Whether this attempt is still to be begun by somebody."""
+        query = "SELECT 1 FROM job_parts WHERE root = :root AND part = :part AND attempt = :attempt AND state = 'ready'"
+        of = {"root": message.root, "part": message.part, "attempt": message.attempt}
+        with self._place.transaction() as db:
+            return db.execute(query, of).fetchone() is not None
 
     def give_up(self, message: Message, worker: Worker, error: str) -> None:
         """It cannot be begun, and never will: the part has failed."""

@@ -17,10 +17,14 @@ if TYPE_CHECKING:
 
     from memwarden.config import Config
 
-__all__ = ["PROFILES", "Profile", "profiles_from", "whole"]
+__all__ = ["PROFILES", "Profile", "profiles_from", "short_text", "whole"]
 
 # Row J3's batch size, where neither the job nor its type says one.
 CHUNK = 100
+# Of a queue or a type: what the columns of a shared ledger hold.
+NAME_CHARACTERS = 100
+# What a column for whole numbers holds, in a file as on a server.
+MOST_WHOLE = 2**63 - 1
 
 
 class Profile(Fact):
@@ -73,8 +77,25 @@ def _changed(profile: Profile, values: Mapping[str, Any], at: str) -> Profile:
     return profile
 
 
-def whole(value: object, where: str, *, least: int = 1) -> int:
+def whole(value: object, where: str, *, least: int = 1, most: int = MOST_WHOLE) -> int:
     """A count. Raises ConfigError."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{value!r} is no such number", where=where, mend=f"give a whole number from {least}")
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        bounds = f"{least}" if most == MOST_WHOLE else f"{least} to {most}"
+        raise ConfigError(f"{_shown(value)} is no such number", where=where, mend=f"give a whole number from {bounds}")
     return value
+
+
+def short_text(value: object, where: str, *, least: int = 1, most: int = NAME_CHARACTERS) -> str:
+    """A name that every ledger and broker takes. Raises ConfigError."""
+    if not isinstance(value, str) or not least <= len(value) <= most or not value.isprintable():
+        mend = f"give a text of {least} to {most} printable characters"
+        raise ConfigError(f"{_shown(value)} is no name", where=where, mend=mend)
+    return value
+
+
+def _shown(value: object) -> str:
+    """As it is quoted in a complaint: short; a number of 5,000 digits has no text at all."""
+    try:
+        return f"{value!r:.40}"
+    except ValueError:
+        return f"this {type(value).__name__}"

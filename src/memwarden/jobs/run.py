@@ -65,7 +65,7 @@ class Run:
     def check(self, operation: str = "check") -> None:
         """A safe point: one reading, one record. Where the limit is reached the job ends here and goes on elsewhere."""
         over = self.guard.check(operation)
-        if not self._told and self._keep is not None and self.guard.is_warm:
+        if not self._told and self._keep is not None and self._cursor is None and self.guard.is_warm:
             self._told = True
             _log.warning(
                 "%s holds %s of %s and has no items to split or to resume by: at the limit it is stopped; "

@@ -25,7 +25,7 @@ from memwarden.jobs.definition import find, store_folder
 from memwarden.jobs.ledger import Ledger, Watch, Worker
 from memwarden.jobs.local import LocalEngine
 from memwarden.jobs.port import Message
-from memwarden.jobs.profiles import whole
+from memwarden.jobs.profiles import short_text, whole
 from memwarden.jobs.slots import Slot, Slots, kind_of
 from memwarden.jobs.worker import submit, sweep
 from memwarden.sense import Machine, find_limit
@@ -117,6 +117,8 @@ class Runner:
                 raise ConfigError(f"{value!r} is not known", where=where, mend=f"give one of {', '.join(known)}")
         self.workers = whole(os.cpu_count() or 1 if workers is None else workers, "workers")
         self._grace_s = parse_duration(grace, where="grace")
+        self._queues = tuple(short_text(each, "queues") for each in _several(queues, "queues"))
+        modules = _several(modules, "modules")
         self.budget = Budget(self._budget_bytes(memory))
         self._own_store = None if isinstance(store, Store) else Store(store_folder(store))
         self.store = store if isinstance(store, Store) else self._own_store or Store()
@@ -130,8 +132,7 @@ class Runner:
         self._clock = clock or SystemClock()
         self.ledger = Ledger(self.store, clock=self._clock)
         self.engine = LocalEngine(self.ledger)
-        self._queues = tuple(queues)
-        self._start, self._fence, self._modules = start, fence, tuple(modules)
+        self._start, self._fence, self._modules = start, fence, modules
         self._slots: Slots | None = None
         self._cgroup = cgroup
         self._children: dict[int, _Child] = {}
@@ -151,6 +152,9 @@ class Runner:
         if memory is None:
             return int(found.bytes * BUDGET_SHARE) if found.bytes else 1 << 40
         asked = parse_bytes(memory, where="memory")
+        if asked < LEAST_HARD:
+            what = f"{format_bytes(asked)} are too little for the process of any part"
+            raise ConfigError(what, where="memory", mend=f"give at least {format_bytes(LEAST_HARD)}")
         if found.bytes is not None and asked > found.bytes:
             whose = "this process may have" if found.scope == "process" else "there are"
             raise ConfigError(
@@ -184,8 +188,8 @@ class Runner:
         same name and `unique` text is not over yet, nothing is added and that one's id is given.
         """
         return submit(
-            job, arguments or {}, engine=self.engine, ledger=self.ledger, queue=queue, priority=priority,
-            delay_s=parse_duration(delay, where="delay"), unique=unique,
+            job, {} if arguments is None else arguments, engine=self.engine, ledger=self.ledger, queue=queue,
+            priority=priority, delay_s=parse_duration(delay, where="delay"), unique=unique,
         )  # fmt: skip
 
     def status(self, root: str) -> Status:
@@ -214,7 +218,7 @@ class Runner:
         done = self.ledger.cancel(root)
         for each in list(self._children.values()):  # the loop may be in another thread
             if each.part.root == root:
-                _kill(each.pid, signal.SIGTERM)
+                self._ask_to_end(each.pid, self._clock.monotonic())
         return done
 
     # --- the loop ----------------------------------------------------------------------------------------------
@@ -373,7 +377,7 @@ class Runner:
         """It cannot be begun here now: later, and ever later; where nobody else could, given up after `most` times."""
         key = (part.root, part.part)
         count = self._failures.pop(key, 0) + 1
-        message = Message(job=name, root=part.root, part=part.part, attempt=part.attempt)
+        message = _message_of(part, name)
         self._say_once(f"{name}: its parts cannot be begun: {why}")
         if most is not None and count >= most:
             self.ledger.give_up(message, Worker.here(), why if count == 1 else f"{count} times {why}")
@@ -433,14 +437,14 @@ class Runner:
         self._ended(self._children.pop(pid), os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024)
 
     def _ended(self, it: _Child, status: int, peak_bytes: int) -> None:
-        self._asked.pop(it.pid, None)
+        asked = self._asked.pop(it.pid, None) is not None
         if it.watched >= 0:
             os.close(it.watched)
         it.account.close()
         try:
             claims = self.ledger.claims_of(it.pid)
             if status or claims:
-                self._died(it, status, peak_bytes, [each for each, _ in claims])
+                self._died(it, status, peak_bytes, [each for each, _ in claims], asked=asked)
             else:
                 self._failures.pop((it.part.root, it.part.part), None)
         except StoreError as error:
@@ -453,7 +457,9 @@ class Runner:
         if self._slots is not None:
             self._slots.give_back(slot)
 
-    def _died(self, it: _Child, status: int, peak_bytes: int, claims: Sequence[tuple[str, int, int]]) -> None:
+    def _died(
+        self, it: _Child, status: int, peak_bytes: int, claims: Sequence[tuple[str, int, int]], *, asked: bool
+    ) -> None:
         kind, text = self._cause(it, status)
         for claimed in claims:
             self.ledger.died(claimed, kind=kind, peak_bytes=peak_bytes, text=text)
@@ -462,7 +468,8 @@ class Runner:
             _log.warning("%s: part %d died: %s (%s)", it.job, claimed[1], kind, text, extra={"job": it.job})
         if kind == "oom_kill":
             self.ledger.learn(it.job, "peak_bytes", float(max(peak_bytes, it.expected_bytes)), death=True)
-        if claims:
+        # Who was told to end may do so before it begins; and who has done its part may die of whatever comes behind it.
+        if claims or asked or not self.ledger.is_untaken(_message_of(it.part, it.job)):
             return
         why = f"its process ended before it took the part ({kind}: {text})"
         self._put_off(it.part, it.job, why, most=None if kind == "killed" else MOST_STARTS)
@@ -492,16 +499,20 @@ class Runner:
             if each.part.root not in cancelled:
                 continue
             if pid not in self._asked:
-                self._asked[pid] = now
-                _kill(pid, signal.SIGTERM)
+                self._ask_to_end(pid, now)
             elif now - self._asked[pid] >= self._grace_s:
                 _kill_group(pid)
 
+    def _ask_to_end(self, pid: int, now: float) -> None:
+        self._asked.setdefault(pid, now)
+        _kill(pid, signal.SIGTERM)
+
     def _drain(self) -> None:
         """Ask all to stop at their next safe point, and wait for them as long as the grace lasts."""
-        until_s = self._clock.monotonic() + self._grace_s
-        for each in self._children.values():
-            _kill(each.pid, signal.SIGTERM)
+        now = self._clock.monotonic()
+        until_s = now + self._grace_s
+        for pid in self._children:
+            self._ask_to_end(pid, now)
         while self._children and self._clock.monotonic() < until_s:
             self._reap()
             if self._children:
@@ -518,16 +529,28 @@ class Runner:
             _log.warning("%s", text)
 
 
+def _several(texts: Sequence[str], where: str) -> tuple[str, ...]:
+    """Raises ConfigError for what is one text, which would be taken for its letters, or no texts at all."""
+    found = () if isinstance(texts, str) or not hasattr(texts, "__iter__") else tuple(texts)
+    if texts and (not found or not all(isinstance(each, str) for each in found)):
+        raise ConfigError(f"{texts!r:.60} is no list of texts", where=where, mend='give a list such as ["mail"]')
+    return found
+
+
 def _keep_newest(remembered: dict[Any, Any]) -> None:
     """Not more than MOST_REMEMBERED: a runner lives for months."""
     while len(remembered) > MOST_REMEMBERED:
         remembered.pop(next(iter(remembered)))
 
 
+def _message_of(part: Part, name: str) -> Message:
+    return Message(job=name, root=part.root, part=part.part, attempt=part.attempt)
+
+
 def _text_of(part: Part, name: str) -> str | None:
     """Its message; None where its name makes one that is too long."""
     try:
-        return Message(job=name, root=part.root, part=part.part, attempt=part.attempt).encode()
+        return _message_of(part, name).encode()
     except JobError:
         return None
 

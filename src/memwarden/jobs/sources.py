@@ -16,11 +16,11 @@ from memwarden.errors import JobError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any, Protocol
+    from typing import IO, Any, Protocol
 else:
     Protocol = object
 
-__all__ = ["Items", "Lines", "Splittable", "source_of"]
+__all__ = ["Items", "Lines", "Splittable", "is_query", "source_of"]
 
 Key = "str | None"
 
@@ -118,10 +118,26 @@ class Lines:
         with open(self._path, "rb") as file:
             file.seek(int(low or 0))
             while file.tell() < end:
-                line = file.readline(self._longest)
-                if len(line) >= self._longest:
-                    raise JobError(f"has a line of more than {self._longest} bytes", where=self._path)
+                line = self._line(file)
                 yield str(file.tell()), line.rstrip(b"\r\n")
+
+    def _line(self, file: IO[bytes]) -> bytes:
+        start = file.tell()
+        try:
+            line = file.readline(self._longest)
+        except MemoryError as error:
+            raise MemoryError(f"the line at byte {start} of {self._path} does not fit into memory") from error
+        if len(line) >= self._longest:
+            raise JobError(
+                f"has a line of more than {self._longest} bytes at byte {start}", where=self._path,
+                mend="see that it has lines, or give Lines(path, longest=)",
+            )  # fmt: skip
+        return line
+
+
+def is_query(found: Any) -> bool:
+    """Whether this is a statement and its engine, as a tuple."""
+    return isinstance(found, tuple) and len(found) == 2 and hasattr(found[1], "dialect")
 
 
 def source_of(found: Any, *, job: str) -> Splittable:
@@ -131,6 +147,10 @@ def source_of(found: Any, *, job: str) -> Splittable:
         return source
     if isinstance(found, (str, os.PathLike)):
         return Lines(found)
+    if is_query(found):
+        from memwarden.jobs.statements import Rows
+
+        return Rows(*found)
     if isinstance(found, Sequence) or (hasattr(found, "__len__") and hasattr(found, "__getitem__")
                                        and not hasattr(found, "keys")):  # fmt: skip
         return Items(found)

@@ -9,12 +9,12 @@ from weakref import WeakKeyDictionary
 import sqlalchemy as sa
 
 from memwarden.clock import SystemClock
-from memwarden.errors import JobError
+from memwarden.errors import JobError, StatementError
 from memwarden.flow.database import keys
 from memwarden.flow.database.faults import Patience
 from memwarden.flow.database.reader import Reader
 from memwarden.flow.database.run import Threads
-from memwarden.flow.database.statement import Keyset, analyse
+from memwarden.flow.database.statement import MEND_KEY, MEND_LIMIT, Keyset, analyse
 from memwarden.jobs import definition
 from memwarden.units import MIB
 
@@ -28,6 +28,11 @@ __all__ = ["Rows", "own"]
 # What is fetched ahead of a chunk: small beside any job's limit, large enough that a query is not felt.
 _FETCH_ROWS, _FETCH_BYTES = 500, MIB
 _RETRIES = 3
+# A job always goes on behind a key, and has no number of rows at which it ends.
+_MENDS = {
+    MEND_KEY: "pass key= with the columns of a unique index",
+    MEND_LIMIT: "take it away, and let a WHERE say which rows the job has",
+}
 
 _seen: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
@@ -39,6 +44,16 @@ def own(engine: Engine) -> Engine:
         engine.dispose(close=False)
     _seen[engine] = pid
     return engine
+
+
+def _keyset(statement: Any, engine: Engine, key: Any) -> Keyset:
+    try:
+        plan = analyse(statement, engine.dialect, key=key)
+    except StatementError as error:
+        raise StatementError(error.what, where=error.where, mend=_MENDS.get(error.mend or "", error.mend)) from None
+    if not isinstance(plan, Keyset):
+        raise JobError("this statement has no key to cut it by", where="rows", mend="pass key= with its columns")
+    return plan
 
 
 class Rows:
@@ -54,10 +69,7 @@ class Rows:
             raise JobError("needs a plain Engine", where="rows", mend="create_engine(...); jobs may still be async")
         self._engine = own(engine)
         self._parameters = dict(parameters or {})
-        plan = analyse(statement, engine.dialect, key=key)
-        if not isinstance(plan, Keyset):
-            raise JobError("this statement has no key to cut it by", where="rows", mend="pass key= with its columns")
-        self._plan = plan
+        self._plan = _keyset(statement, engine, key)
 
     def _first(self, query: Any, values: Mapping[str, Any]) -> Any:
         with self._engine.connect() as connection:

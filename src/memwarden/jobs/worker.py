@@ -21,12 +21,21 @@ from memwarden.flow.sizing import Sizer
 from memwarden.jobs import run as runs
 from memwarden.jobs.definition import find, job_of
 from memwarden.jobs.guard import Guard
-from memwarden.jobs.ledger import MOST_RESULT_BYTES, WINDOW, LostError, Worker, as_json
+from memwarden.jobs.ledger import (
+    KEY_CHARACTERS,
+    KEY_SEPARATOR,
+    MOST_RESULT_BYTES,
+    WINDOW,
+    LostError,
+    Worker,
+    as_json,
+)
 from memwarden.jobs.plan import Growth, share_of, should_split
 from memwarden.jobs.port import LEASE_S, Ending, Message
+from memwarden.jobs.profiles import short_text, whole
 from memwarden.jobs.run import Run, Stopped
 from memwarden.sense import Machine, find_limit
-from memwarden.units import format_bytes
+from memwarden.units import format_bytes, parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,6 +57,8 @@ CHUNK_PART = 8
 _AS_THEY_ARE = frozenset({int, float, str, bool, type(None)})
 # No deeper than that: a part whose halves of halves are still too large holds items that are too large.
 DEEPEST = 20
+# Higher than anybody needs, and in every ledger's bounds.
+MOST_PRIORITY = 10**9
 
 
 def submit(
@@ -68,9 +79,13 @@ def submit(
     where it could not be written.
     """
     made = job_of(job)
+    short_text(queue, "queue")
+    whole(priority, "priority", least=-MOST_PRIORITY, most=MOST_PRIORITY)
+    if unique is not None:
+        short_text(unique, "unique", most=KEY_CHARACTERS - len(KEY_SEPARATOR) - len(made.name))
     root, new = ledger.submit(
         made.name, made.arguments((), arguments), type=made.type, chunk=made.profile.chunk, engine=engine.name,
-        queue=queue, priority=priority, delay_s=delay_s,
+        queue=queue, priority=priority, delay_s=parse_duration(delay_s, where="delay_s"),
         unique=unique, options={**made.options(), "limit_bytes": made.profile.limit_bytes},
     )  # fmt: skip
     if new:
@@ -100,8 +115,9 @@ def _send(messages: Sequence[Message], engine: Engine, ledger: Ledger) -> int:
         queue, priority, delay_s = ledger.where(message)
         if queue in failed or (delay_s > 0 and not engine.can.delay):
             continue
+        rank = min(max(priority, 0), 9)  # as brokers have it
         try:
-            engine.send(message.encode(), queue=queue, delay_s=delay_s, priority=priority, message_id=message.id)
+            engine.send(message.encode(), queue=queue, delay_s=delay_s, priority=rank, message_id=message.id)
         except (JobError, OSError) as error:
             _log.warning("%s: cannot send to queue %s (%s); it is kept and sent later", engine.name, queue, error)
             failed.add(queue)
@@ -303,12 +319,12 @@ class _Attempt:
             except (LostError, _AwayError):
                 raise
             except MemoryError as error:
-                return self._stopped(Stopped("memory_error", str(error)))
+                return self._stopped(Stopped("memory_error", _in_words(error)))
             except JobError as error:
                 return self._failed(error, final=True)
             except Exception as error:  # noqa: BLE001  a job may raise anything
                 if refusal(error) is not None:  # the fence refused, and an extension made another error of it
-                    return self._stopped(Stopped("memory_error", f"{type(error).__name__}: {error}"))
+                    return self._stopped(Stopped("memory_error", _in_words(error)))
                 return self._failed(error, final=False)
             except BaseException as error:  # whatever it is, the rest is not lost
                 if _is_cancelled(error) and not self._is_told_to_end():
@@ -338,7 +354,7 @@ class _Attempt:
     def _ended_by(self, error: BaseException) -> None:
         """The process is to end; where nobody asked for it the job's own code did, and does it again: a death."""
         kind = "drain" if self._is_told_to_end() else "crash"
-        text = f"{type(error).__name__}: {error}"
+        text = _in_words(error)
         self._follow(self.ledger.stop(self.claim, kind=kind, text=text, figures=self._figures()))
 
     def _learn(self) -> None:
@@ -405,7 +421,7 @@ class _Attempt:
         return Ending(what="again", fresh=stopped.kind != "drain", text=stopped.text)
 
     def _failed(self, error: BaseException, *, final: bool) -> Ending:
-        text = f"{type(error).__name__}: {error}"
+        text = _in_words(error)
         _log.warning("%s: part %d failed: %s", self.job.name, self.claim.part.part, text, extra={"job": self.job.name})
         given_up, delay_s, messages = self.ledger.fail(self.claim, text, final=final, figures=self._figures())
         self._follow(messages)
@@ -511,7 +527,10 @@ class _Attempt:
                     self.ledger.announce(self.claim, high)
                 run.low, run.high, count = part.cursor, high, len(items)
                 try:
-                    self._keep_result(self._call(run, items))
+                    value = self._call(run, items)
+                    if self._bound.reduce is not None:  # else it would be the last chunk's, or that of no part at all
+                        self._keep_result(value)
+                    del value
                     if self.sink is not None:
                         self.sink.commit(high, count, self._result_text())
                 except BaseException:
@@ -631,6 +650,12 @@ class _Attempt:
 
 def _closable(keys: Iterator[str]) -> Any:
     return keys if hasattr(keys, "close") else (key for key in keys)
+
+
+def _in_words(error: BaseException) -> str:
+    """Its kind, and what it says where it says anything: a MemoryError is silent more often than not."""
+    said = str(error)
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def _is_cancelled(error: BaseException) -> bool:

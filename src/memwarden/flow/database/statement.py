@@ -26,14 +26,16 @@ if TYPE_CHECKING:
 
     from sqlalchemy.engine import Dialect
 
-__all__ = ["Keyset", "Stream", "analyse"]
+__all__ = ["MEND_KEY", "MEND_LIMIT", "Keyset", "Stream", "analyse"]
 
 # Databases that use an index for (a, b) > (x, y). Others scan it whole (MariaDB 10.11: type index and not range) or do
 # not know it; a > x OR (a = x AND b > y) is a range on all of them.
 ROW_VALUES = frozenset({"sqlite", "postgresql"})
 # The name of the derived table around what cannot be extended in place.
 WRAPPED = "memwarden_rows"
-_MEND_KEY = "pass key= with the columns of a unique index, or resumable=False to read it in one go"
+# What `flow.scan` takes; who else reads statements by their key and takes less says something else in their place.
+MEND_KEY = "pass key= with the columns of a unique index, or resumable=False to read it in one go"
+MEND_LIMIT = "take it away and stop when you have enough, or use rows="
 _SIMPLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*")
 
 
@@ -247,7 +249,7 @@ def _select(statement: Any, dialect: Dialect, key: Any) -> Keyset:
 def _compound(statement: Any, dialect: Dialect, key: Any) -> Keyset:
     if key is None:
         what = "a grouped, distinct or combined SELECT has no primary key"
-        raise StatementError(what, where="statement", mend=_MEND_KEY)
+        raise StatementError(what, where="statement", mend=MEND_KEY)
     _refuse_limit(statement)
     rows = statement.order_by(None).subquery(WRAPPED)
     selected = list(rows.c)
@@ -317,7 +319,7 @@ def _no_offset() -> StatementError:
 
 def _no_limit() -> StatementError:
     what = "a LIMIT cannot be kept over several chunks"
-    return StatementError(what, where="statement", mend="take it away and stop when you have enough, or use rows=")
+    return StatementError(what, where="statement", mend=MEND_LIMIT)
 
 
 # --- the key -------------------------------------------------------------------------------------------------------
@@ -327,12 +329,12 @@ def _own_key(statement: Any) -> list[Any]:
     sources = statement.get_final_froms()
     if len(sources) != 1 or isinstance(sources[0], sa.Join):
         what = "rows of a join have no primary key of their own"
-        raise StatementError(what, where="statement", mend=_MEND_KEY)
+        raise StatementError(what, where="statement", mend=MEND_KEY)
     (source,) = sources
     found = [] if isinstance(source, (sa.Subquery, sa.CTE)) else list(getattr(source, "primary_key", ()))
     if not found:
         name = getattr(source, "name", None) or "what it selects from"
-        raise StatementError(f"{name} has no primary key", where="statement", mend=_MEND_KEY)
+        raise StatementError(f"{name} has no primary key", where="statement", mend=MEND_KEY)
     return found
 
 
