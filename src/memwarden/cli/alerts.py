@@ -12,7 +12,7 @@ from memwarden.clock import SystemClock
 from memwarden.errors import ConfigError, DeliveryError, MemwardenError, StoreError
 from memwarden.facts import Level, Notice
 from memwarden.tell.engine import parse_matcher
-from memwarden.tell.outbox import Outbox
+from memwarden.tell.outbox import OVERTAKEN, Outbox
 from memwarden.tell.sender import Teller, build_channels
 from memwarden.tell.settings import ATTEMPTS, AlertSettings, Policy, parse
 from memwarden.tell.signals import KINDS
@@ -352,7 +352,7 @@ def _deliver(args: Namespace) -> int:
     )  # fmt: skip
     tell_of_deaths(teller, run_folder, now_unix_s=time.time())
     told = teller.once(within_s=parse_duration(args.within, where="--within"))
-    states = [state for each in told for _, state, _, _ in each.deliveries]
+    states = [state for each in told for _, state, _, error in each.deliveries if error != OVERTAKEN]
     if args.format == "json":
         _json([_told(each) for each in told])
     else:
