@@ -312,6 +312,30 @@ def test_whether_a_channel_delivers_is_a_state_of_the_same_transaction(desk: Des
     assert [n.what for _, n in desk.got["mail"] if n.kind == "custom"] == ["raised", "recovered"]
 
 
+def test_a_channel_that_refuses_one_notice_after_the_other_for_good_does_not_deliver(desk: Desk) -> None:
+    for number in range(4):
+        desk.outbox.take([desk.signal("raised", 2, target=f"t{number}")])
+        done = desk.outbox.failed(chat(desk), ids(desk.outbox.claim(chat(desk))), "400", recoverable=False)
+        assert (done.dead, done.down_now) == (1, number == 2)  # and it does not rest: the next may be better
+    (state,) = [each for each in desk.outbox.incidents() if each.kind == "custom"]
+    assert (state.target, state.text, set(state.channels)) == ("channel chat", "400", {"mail"})
+    (channel,) = [each for each in desk.outbox.channels() if each.name == "chat"]
+    assert (channel.failures, channel.dead, channel.error) == (4, 4, "400")
+    desk.say("raised", 2, target="taken")
+    assert [each for each in desk.outbox.incidents() if each.kind == "custom"] == []
+
+
+def test_one_notice_that_is_refused_for_good_between_others_is_no_fault_of_the_channel(desk: Desk) -> None:
+    for number in range(8):
+        desk.outbox.take([desk.signal("raised", 2, target=f"t{number}")])
+        claim = ids(desk.outbox.claim(chat(desk)))
+        if number % 2:
+            desk.outbox.sent("chat", claim)
+        else:
+            desk.outbox.failed(chat(desk), claim, "400", recoverable=False)
+    assert {each.kind for each in desk.outbox.incidents()} == {"high_usage"}
+
+
 def test_a_channel_that_is_no_more_does_not_fail_for_ever(desk: Desk) -> None:
     desk.outbox.take([desk.signal("raised", 2)])
     for _ in range(3):
@@ -355,7 +379,8 @@ def test_what_fails_for_good_is_dead_and_what_is_too_old_too(desk: Desk, caplog:
     desk.restart()
     desk.clock.advance(86_400)
     desk.outbox.prune()  # also for one that is no channel any more
-    went = {told.target: {c: (s, e) for c, s, _, e in told.deliveries}["chat"] for told in desk.outbox.history()}
+    history = desk.outbox.history(kind="high_usage")
+    went = {told.target: {c: (s, e) for c, s, _, e in told.deliveries}["chat"] for told in history}
     assert went == {"shop": ("dead", "no such hook"), "other": ("dead", "given up: still down"),
         "third": ("dead", "given up: ")}  # fmt: skip
     assert "channel chat: 1 notice(s) were given up" in caplog.text

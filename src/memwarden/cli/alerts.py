@@ -165,13 +165,14 @@ def _failing(state: ChannelState, settings: AlertSettings) -> str:
     use = _uses(settings).get(state.name)
     attempts, after = (use.attempts, use.give_up_after) if use is not None else (ATTEMPTS, None)
     down = ", down" if state.failures >= attempts else ""
-    left_s = max(0.0, state.not_before_unix_s - time.time())
-    until = f"{after} tries" if isinstance(after, int) else format_duration(after or settings.give_up_s)
     tries = "1 failure" if state.failures == 1 else f"{state.failures} failures running"
-    return (
-        f"failing for {_ago(state.since_unix_s)} ({tries}{down}); tried again in {format_duration(left_s)}, "
-        f"a notice is given up after {until}: {state.error}"
-    )
+    failing = f"failing for {_ago(state.since_unix_s)} ({tries}{down})"
+    if not state.pending:
+        return f"{failing}; tried again with the next notice: {state.error}"
+    left_s = max(0.0, state.not_before_unix_s - time.time())
+    again = f"in {format_duration(left_s)}" if left_s else "at once"
+    until = f"{after} tries" if isinstance(after, int) else format_duration(after or settings.give_up_s)
+    return f"{failing}; tried again {again}, a notice is given up after {until}: {state.error}"
 
 
 def _uses(settings: AlertSettings) -> Mapping[str, ChannelUse]:

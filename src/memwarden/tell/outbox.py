@@ -9,7 +9,7 @@ that it is CRITICAL and then that it is WARNING.
 A channel that fails rests for longer each time, with jitter, or as long as the receiver says; everything for it waits.
 After its `attempts` failures running it counts as down, which is said once, and is probed with one batch at a time
 until it takes it. What still fails after `give_up_s`, or the channel's own `give_up_after`, is dead, and at once what
-fails for good; both stay in the history.
+is refused for good, which is a failure as well; both stay in the history.
 
 While somebody else has the file locked, what is urgent goes past it: `hand_out` runs the same steps on what can be
 read, and writes nothing. The signal stays where it came from; when the file takes it in, the same deliveries come of
@@ -834,32 +834,34 @@ class Outbox:
         now, error = self._clock.wall(), error[:500]
         with self._store.transaction() as db:
             state = self._channel(db, use.name)
-            if not recoverable:
-                dead = self._bury(db, ids, error, now)
-                self._put_channel(db, state.replace(dead=state.dead + dead, error=error))
-                return Failure(failures=state.failures, not_before_unix_s=now, dead=dead, down_now=False)
             failures = state.failures + 1
-            rest_s = min(LONGEST_REST_S, FIRST_REST_S * 2 ** min(failures - 1, 20)) * (0.5 + self._random() / 2)
-            if retry_after_s is not None:
-                rest_s = min(max(retry_after_s, rest_s), LONGEST_RETRY_AFTER_S)
-            for each in ids:
-                db.execute(
-                    "UPDATE alert_deliveries SET lease_unix_s = 0, error = ? WHERE id = ? AND state = 'pending'",
-                    (error, each),
-                )
-            # Only now, when it was tried once more: a machine that slept for days must not wake up to dead alerts.
-            old = [each for each in ids if self._is_old(db, use, each, now)]
-            dead = self._bury(db, old, "", now)
-            self._put_channel(
-                db,
-                state.replace(
-                    failures=failures, not_before_unix_s=now + rest_s, error=error, dead=state.dead + dead,
-                    since_unix_s=state.since_unix_s if state.since_unix_s is not None else now,
-                ),
-            )  # fmt: skip
+            if recoverable:
+                until = now + self._rest_s(failures, retry_after_s)
+                dead = self._put_back(db, use, ids, error, now)
+            else:
+                until, dead = state.not_before_unix_s, self._bury(db, ids, error, now)
+            since = state.since_unix_s if state.since_unix_s is not None else now
+            self._put_channel(db, state.replace(
+                failures=failures, not_before_unix_s=until, error=error, dead=state.dead + dead, since_unix_s=since
+            ))  # fmt: skip
             if failures >= use.attempts:
                 self._weigh_channel(db, use.name)
-        return Failure(failures=failures, not_before_unix_s=now + rest_s, dead=dead, down_now=failures == use.attempts)
+        return Failure(failures=failures, not_before_unix_s=until, dead=dead, down_now=failures == use.attempts)
+
+    def _rest_s(self, failures: int, retry_after_s: float | None) -> float:
+        most_s: float = min(LONGEST_REST_S, FIRST_REST_S * 2 ** min(failures - 1, 20))
+        rest_s = most_s * (0.5 + self._random() / 2)
+        return rest_s if retry_after_s is None else min(max(retry_after_s, rest_s), LONGEST_RETRY_AFTER_S)
+
+    def _put_back(self, db: sqlite3.Connection, use: ChannelUse, ids: Sequence[str], error: str, now: float) -> int:
+        """They wait again; what waited for too long is dead: how many that were.
+
+        Only now, when it was tried once more: a machine that slept for days must not wake up to dead alerts.
+        """
+        query = "UPDATE alert_deliveries SET lease_unix_s = 0, error = ? WHERE id = ? AND state = 'pending'"
+        for each in ids:
+            db.execute(query, (error, each))
+        return self._bury(db, [each for each in ids if self._is_old(db, use, each, now)], "", now)
 
     def _weigh_channel(self, db: sqlite3.Connection, name: str) -> None:
         """Whether a channel delivers is a state, stepped in the transaction that learns of it."""
