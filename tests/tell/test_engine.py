@@ -422,6 +422,54 @@ def test_who_acknowledges_need_not_know_the_channels(make_desk: Callable[..., De
     assert desk.whats("chat") == ["raised"]
 
 
+def acking(desk: Desk, *names: str) -> None:
+    """Have the receivers of these channels know acknowledgements."""
+    policy = desk.settings.policy
+    channels = {name: use.replace(acks=name in names) for name, use in policy.channels.items()}
+    desk.settings = desk.settings.replace(policy=policy.replace(channels=channels))
+    desk.restart()
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing", "said again", "silenced", "restart"])
+def test_who_acknowledges_is_told_once_to_who_can_pass_it_on_and_heard_of_it(desk: Desk, meanwhile: str) -> None:
+    acking(desk, "chat", "lead")  # the lead hears nothing of it, and so nothing of this either
+    desk.say("raised", 2)
+    elsewhere = Outbox(AlertSettings(policy=Policy()), folder=desk.folder, clock=desk.clock)
+    elsewhere.acknowledge("high_usage:shop", "alice")
+    elsewhere.close()
+    if meanwhile == "said again":
+        desk.say("raised", 2)
+    elif meanwhile == "silenced":
+        desk.outbox.silence(parse_matcher("*"), desk.clock.wall() + HOUR, "me", "")
+    elif meanwhile == "restart":
+        desk.restart()
+    desk.pass_s(HOUR)
+    desk.say("cleared", 0)
+    desk.pass_s(30)
+    assert {name: desk.whats(name) for name in desk.got} == {
+        "chat": ["raised", "acknowledged", "recovered"], "mail": ["raised", "recovered"], "lead": [],
+    }  # fmt: skip
+    (said,) = [notice for _, notice in desk.got["chat"] if notice.what == "acknowledged"]
+    assert (said.title, said.text, said.level) == ("acknowledged: title", "by alice", 2)
+
+
+def test_one_that_is_only_watched_and_one_that_becomes_worse_are_acknowledged_each_time(desk: Desk) -> None:
+    acking(desk, "chat")
+    desk.say("raised", 1)
+    for level in (2, 3):
+        desk.outbox.acknowledge("high_usage:shop", "alice")
+        desk.pass_s(30)
+        desk.say("raised", level)
+    desk.say("cleared", 0)
+    desk.pass_s(HOUR / 2)
+    desk.say("raised", 1)  # twice within an hour: when it is quiet again, it is watched for long
+    desk.say("cleared", 0)
+    desk.outbox.acknowledge("high_usage:shop", "alice")
+    desk.pass_s(3 * HOUR)
+    expected = ["raised", "acknowledged", "changed", "acknowledged", "changed", "recovered"]
+    assert desk.whats("chat") == [*expected, "raised", "acknowledged", "recovered"]
+
+
 def test_what_is_over_and_only_watched_holds_nothing_back(desk: Desk) -> None:
     for _ in range(2):
         desk.say("raised", 3)

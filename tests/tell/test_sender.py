@@ -172,6 +172,32 @@ def test_a_receiver_that_fails_is_tried_again_said_to_be_down_and_up_again(
     assert "channel bad delivers again" in caplog.text
 
 
+def test_pagerduty_alone_of_all_kinds_is_told_who_acknowledged() -> None:
+    tables = {
+        "pager": {"kind": "pagerduty", "routing_key_env": "KEY"}, "log": {"kind": "log"},
+        "twice": {"kind": "pagerduty", "routing_key_env": "KEY"}, "wrong": {"kind": "pagerduty"},
+    }  # fmt: skip
+    settings, _ = build_channels(settings_of(channels=tables), {"KEY": "0" * 32})
+    uses = settings.policy.channels
+    assert {name: use.acks for name, use in uses.items()} == {
+        "pager": True, "log": False, "twice": True, "wrong": False,
+    }  # fmt: skip
+
+
+def test_what_is_acknowledged_elsewhere_reaches_a_channel_that_passes_it_on(rig: Rig) -> None:
+    pager, ops = RecordingChannel("pager"), RecordingChannel("ops")
+    pager.passes_acknowledged = True  # type: ignore[attr-defined]
+    teller = rig.teller(pager, ops)
+    teller.tell(draft())
+    pager.wait_for(1)
+    ops.wait_for(1)
+    elsewhere = Outbox(settings_of(), folder=rig.folder, clock=SystemClock())
+    elsewhere.acknowledge("high_usage:shop", "alice")
+    elsewhere.close()
+    assert pager.wait_for(2)[1].what == "acknowledged"
+    assert len(ops.notices) == 1
+
+
 def test_a_channel_that_raises_anything_is_named_by_type_alone(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     class Broken(RecordingChannel):
         def send(self, notices: Sequence[Notice], *, timeout_s: float) -> None:

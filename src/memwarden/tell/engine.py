@@ -13,7 +13,8 @@ The rules, in the order in which they are asked (REASONS has their words):
 4. Each level of the escalation is told once, at its time after the state became that bad, while it lasts and nobody
    acknowledged it; what fell due while nobody ran is told at once.
 5. Recovery is told to every channel that heard of the state, whatever else is in force.
-6. A state that began twice within `flap_s` is over only when it was quiet for so long.
+6. That somebody acknowledged it is told to the channels that can pass it on, of those that heard of it.
+7. A state that began twice within `flap_s` is over only when it was quiet for so long.
 
 Times are Unix seconds, since they outlive the process. A wall clock that is set back delays what is due; one that is
 set forward hastens it; neither loses anything.
@@ -43,6 +44,7 @@ REASONS = {
     "escalated": "it lasts and nobody acknowledged it",
     "reminded": "it lasts for long",
     "over": "it is over",
+    "passes": "somebody acknowledged it, and the receiver is to know",
     "told": "it was told already",
     "tier": "the channel hears at a later level of the escalation",
     "itself": "it is about this very channel",
@@ -74,8 +76,8 @@ class Incident(Fact):
     `raised_unix_s`. `channels` says of each channel when it last heard of this key, at what level, in which episode.
     `heard_unix_s` is when anybody last said that it lasts, `over_unix_s` since when nobody is in it, `left_unix_s`
     since when because whoever saw it is gone; it is `open` until that is told. `steps` of the escalation were told
-    since `bad_unix_s`. `untold` counts what happened and was not told one by one, for each channel. `origin` is
-    whose it is.
+    since `bad_unix_s`. `acked_to` are the channels that were told who acknowledged it. `untold` counts what happened
+    and was not told one by one, for each channel. `origin` is whose it is.
     """
 
     key: str
@@ -104,6 +106,7 @@ class Incident(Fact):
     acked_unix_s: float | None = None
     acked_by: str = ""
     acked_level: int = 0
+    acked_to: tuple[str, ...] = ()
     peak_bytes: int | None = None
     peak_ratio: float | None = None
     actions: tuple[str, ...] = ()
@@ -230,19 +233,23 @@ def wake(incident: Incident, scene: Scene) -> Step:
     if not incident.open:
         return Step(incident=incident.replace(wake_unix_s=None))
     if incident.over_unix_s is not None:
-        return _recover(incident, scene)
+        incident, tells, decisions = _pass_on(incident, scene)
+        step = _recover(incident, scene)
+        return step.replace(tells=(*tells, *step.tells), decisions=(*step.decisions, *decisions))
     return _consider(incident, scene, "")
 
 
 def acknowledge(incident: Incident, by: str, scene: Scene) -> Step:
     """Somebody deals with it: the escalation and reminders end, until it becomes worse or begins anew.
 
-    Nobody is told by it, for whoever says so may not know the channels; who does looks at the state again at once.
+    Nobody is told by it, for whoever says so may not know the channels; who does looks at the state again at once, and
+    has those pass it on that can.
     """
     if not incident.open or incident.once:
         return Step(incident=incident)
     known = incident.replace(
-        acked_unix_s=scene.now, acked_by=by, acked_level=int(incident.level), wake_unix_s=scene.now
+        acked_unix_s=scene.now, acked_by=by, acked_level=int(incident.level), acked_to=(),
+        wake_unix_s=scene.now,
     )  # fmt: skip
     return Step(incident=known, news="acknowledged")
 
@@ -299,6 +306,7 @@ def merge(ours: Incident, theirs: Incident, before: Incident | None, now: float)
     merged = merged.replace(
         members=members, top=max(ours.top, theirs.top), steps=max(ours.steps, theirs.steps),
         acked_unix_s=acked.acked_unix_s, acked_by=acked.acked_by, acked_level=acked.acked_level,
+        acked_to=tuple(dict.fromkeys((*ours.acked_to, *theirs.acked_to))),
         heard_unix_s=max(ours.heard_unix_s, theirs.heard_unix_s),
     )  # fmt: skip
     if members:
@@ -442,6 +450,7 @@ def _consider(incident: Incident, scene: Scene, news: str) -> Step:
     wakes: list[float] = []
     decisions: list[Decision] = []
     tells: list[Tell] = []
+    incident, acked, passed_on = _pass_on(incident, scene)
     if reason:
         decisions.append(Decision(channel="", told=False, reason=reason))
         wakes.append(until)
@@ -473,7 +482,27 @@ def _consider(incident: Incident, scene: Scene, news: str) -> Step:
     held = reason or ""
     wake_at = min((at for at in wakes if at > scene.now), default=None)
     incident = incident.replace(held=held, wake_unix_s=wake_at)
-    return Step(incident=incident, tells=tuple(tells), decisions=tuple(decisions), news=news)
+    return Step(incident=incident, tells=(*acked, *tells), decisions=(*decisions, *passed_on), news=news)
+
+
+def _pass_on(incident: Incident, scene: Scene) -> tuple[Incident, tuple[Tell, ...], tuple[Decision, ...]]:
+    """Who acknowledged it, for the channels that can pass that on, that heard of it, and do not know yet."""
+    if incident.acked_unix_s is None:
+        return incident, (), ()
+    known = scene.policy.channels
+    names = [
+        name
+        for name, (_, _, episode) in incident.channels.items()
+        if episode == incident.episode and name in known and known[name].acks and name not in incident.acked_to
+    ]
+    if not names:
+        return incident, (), ()
+    incident, told = _tell(
+        incident, "acknowledged", names, scene, title=f"acknowledged: {incident.title}",
+        text=f"by {incident.acked_by}", details=dict(incident.details), urgent=False, level=incident.level, keep=True,
+    )  # fmt: skip
+    decisions = tuple(Decision(channel=name, told=True, reason="passes") for name in names)
+    return incident.replace(acked_to=(*incident.acked_to, *names)), (told,), decisions
 
 
 def _why_held(incident: Incident, scene: Scene) -> tuple[str, float]:

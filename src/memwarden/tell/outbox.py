@@ -1127,7 +1127,8 @@ def _incident(text: str) -> Incident:
     values = {name: value for name, value in json.loads(text).items() if name in Incident._fields}
     values["level"], values["top"] = Level(values["level"]), Level(values["top"])
     values["channels"] = {name: tuple(each) for name, each in values["channels"].items()}
-    values["actions"] = tuple(values["actions"])
+    for name in ("actions", "acked_to"):
+        values[name] = tuple(values.get(name, ()))
     if not isinstance(values.get("untold"), dict):  # one number for all channels, once
         values["untold"] = {}
     return Incident(**values)

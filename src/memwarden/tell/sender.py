@@ -770,6 +770,9 @@ def build_channels(settings: AlertSettings, environ: Mapping[str, str]) -> tuple
         if channel.name != name:
             where = f"{settings.where}.channels.{name}"
             raise ConfigError(f"calls itself {channel.name!r}", where=where, mend="give both the same name")
+    uses = {  # what is acknowledged is told to those that say that they can pass it on
+        name: use.replace(acks=getattr(made.get(name), "passes_acknowledged", False)) for name, use in uses.items()
+    }
     policy = settings.policy.replace(channels=uses)
     return settings.replace(policy=policy), tuple(made[name] for name in used)
 
