@@ -198,6 +198,35 @@ def test_what_is_acknowledged_elsewhere_reaches_a_channel_that_passes_it_on(rig:
     assert len(ops.notices) == 1
 
 
+def test_what_is_resolved_and_lasts_is_on_again_and_stays_so(rig: Rig) -> None:
+    waits = FakeClock()
+    teller = rig.teller(RecordingChannel("ops"), start=False)
+    teller._waits = waits
+    with_outbox = teller.open_outbox()
+    teller._outbox = with_outbox
+    teller.tell(draft())
+    teller.tell(draft(kind="leak"))
+    teller.tell(draft("cleared", 0, kind="leak"))
+
+    def seen() -> list[tuple[str, int, bool]]:
+        waits.advance(5)
+        for _ in range(2):
+            teller.round()
+        return sorted((each.key, each.episode, each.open) for each in with_outbox.incidents(all_of_them=True))
+
+    leak = ("leak:shop", 1, False)
+    assert seen() == [("high_usage:shop", 1, True), leak]
+    with_outbox.resolve("high_usage:shop", "alice")
+    assert [seen() for _ in range(3)] == [[("high_usage:shop", 2, True), leak]] * 3
+    teller.tell(draft("cleared", 0))
+    seen()
+    with_outbox.resolve("high_usage:shop", "alice")
+    assert {on for key, _, on in seen() if key == "leak:shop"} == {False}
+    assert seen()[0] == ("high_usage:shop", 2, False)
+    teller._outbox = None
+    with_outbox.close()
+
+
 def test_a_channel_that_raises_anything_is_named_by_type_alone(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     class Broken(RecordingChannel):
         def send(self, notices: Sequence[Notice], *, timeout_s: float) -> None:

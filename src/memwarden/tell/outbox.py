@@ -37,6 +37,7 @@ from memwarden.errors import StoreError
 from memwarden.facts import Alert, Fact, Level, Notice
 from memwarden.store import FILE_NAME, Store, state_directory
 from memwarden.tell.engine import (
+    MOST_MEMBERS,
     Incident,
     Other,
     Scene,
@@ -533,6 +534,16 @@ class Outbox:
                     self._weigh_channel(db, str(each.details["channel"]))
             for name in self._policy.channels:
                 self._weigh_channel(db, name)
+        return found
+
+    def lacking(self, keys: Iterable[str], member: str) -> list[str]:
+        """Which of these states are known without this member in them: somebody resolved them meanwhile."""
+        found = []
+        with self._store.reading() as db:
+            for key in keys:
+                known = self._load(db, key)
+                if known is not None and member not in known.members and len(known.members) < MOST_MEMBERS:
+                    found.append(key)
         return found
 
     def acknowledge(self, key: str, by: str) -> tuple[Incident, ...]:

@@ -408,6 +408,7 @@ class Teller:
             made += self._adopt(outbox) if self._is_due("adopt", ADOPT_S) else 0
             if self._is_due("sweep", SWEEP_S):
                 made += outbox.sweep(self._is_watched)
+                self._say_resolved(outbox)
             self._assert_standing()
             now = self._clock.wall()
             self._wake_unix_s = outbox.wake()
@@ -528,6 +529,13 @@ class Teller:
         """Say again what lasts."""
         if self._is_due("assert", ASSERT_S):
             self._say_standing()
+
+    def _say_resolved(self, outbox: Outbox) -> None:
+        """Say again what somebody resolved and still lasts."""
+        standing = dict(self._standing)
+        for key in outbox.lacking(standing, self.member) if standing else ():
+            draft, target = standing[key]
+            self.tell(draft, target=target)
 
     def _say_standing(self) -> None:
         for draft, target in tuple(self._standing.values()):
