@@ -74,7 +74,9 @@ class Alerting:
 
         self._last = verdict
         level = max(verdict.level, Level.WARNING) if above else verdict.level
-        for change in self._rules.weigh(level, verdict.reading.pressure_ratio, verdict.reading.monotonic_s):
+        reading = verdict.reading
+        used_bytes = reading.used_bytes
+        for change in self._rules.weigh(level, reading.pressure_ratio, reading.monotonic_s, used_bytes=used_bytes):
             self._teller.tell(of_change(change, verdict, {}).replace(scope="process"))
 
     def found(self, findings: Iterable[Finding]) -> None:
