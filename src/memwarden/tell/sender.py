@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from memwarden.blackbox import BlackBox, Post
     from memwarden.facts import Notice
     from memwarden.ports import Channel, Clock
-    from memwarden.tell.outbox import Told
+    from memwarden.tell.outbox import ChannelState, Told
     from memwarden.tell.turns import Turns
 
     T = TypeVar("T")
@@ -114,6 +114,7 @@ class Teller:
         self._outbox: Outbox | None = None
         self._store_failures = 0
         self._trouble: StoreError | None = None
+        self._channels_left: list[ChannelState] = []
         self._due: dict[str, float] = {}
         self._wake_unix_s: float | None = None
         self._standing: dict[str, tuple[Draft, str | None]] = {}
@@ -293,6 +294,11 @@ class Teller:
         if thread is not threading.current_thread():
             thread.join(timeout=patience_s)
 
+    def undelivered(self) -> list[ChannelState]:
+        """After `stop`: the channels with something that waits still, or was given up."""
+        found = _channels_of(self._outbox) if self._outbox is not None else self._channels_left
+        return [each for each in found if each.pending or each.dead]
+
     def once(self, *, within_s: float) -> list[Told]:
         """Without threads of its own: take in what there is, also of the dead, deliver for at most so long, and close.
 
@@ -342,6 +348,7 @@ class Teller:
             worker.end()
         for worker in workers:
             worker.join()  # at most a time-out of its channel; whoever stopped us does not wait for so long
+        self._channels_left = _channels_of(outbox)
         outbox.close()
         if self._outbox is outbox:
             self._outbox, self._workers = None, []
@@ -662,6 +669,13 @@ class _Worker:
             self._log.exception("delivering by %s failed; it goes on", self._courier.name)
             return IDLE_S
         return IDLE_S if rest_s is None else min(IDLE_S, max(0.01, rest_s))
+
+
+def _channels_of(outbox: Outbox) -> list[ChannelState]:
+    try:
+        return outbox.channels()
+    except StoreError:
+        return []
 
 
 def piecewise(
