@@ -268,6 +268,18 @@ def test_monitor_tells_a_webhook_at_the_threshold_and_at_its_end(place: Place) -
     assert "watching" in done.stderr
 
 
+@pytest.mark.parametrize("status", [400, 500])
+def test_monitor_says_what_it_could_not_deliver(place: Place, status: int) -> None:
+    place.write("", level="97%")
+    place.receiver.status = status
+    done = place.run(
+        "monitor", "--duration", "1s", "--interval", "100ms", "--threshold", "0.1%", "--webhook", place.url
+    )
+    (line,) = [each for each in done.stderr.splitlines() if "delivered" in each]
+    assert "alert(s) by webhook were not delivered: " in line
+    assert f"answered {status}" in line
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -53,6 +53,39 @@ def test_a_state_is_told_when_it_begins_and_when_it_is_over_with_duration_peak_a
     assert desk.outbox.incidents() == []
 
 
+def test_the_end_names_the_worst_in_its_title_and_the_figures_of_now_beside_the_peak(desk: Desk) -> None:
+    def used(share: float, **more: object) -> dict[str, object]:
+        return {"used_bytes": int(share * 100), "used_ratio": share, "limit_bytes": 100, **more}
+
+    desk.say("raised", 2, title="memory CRITICAL: 90 %", details=used(0.9, in_flight=["import"]))
+    desk.say("raised", 1, title="memory WARNING a moment ago, now 24 %", details=used(0.24))
+    desk.say("cleared", 0, details=used(0.2, peak_ratio=0.93, peak_bytes=93))
+    (over,) = [notice for _, notice in desk.got["chat"] if notice.what == "recovered"]
+    assert over.title == "over: memory CRITICAL: 90 %"
+    wanted = {"used_bytes": 20, "used_ratio": 0.2, "limit_bytes": 100, "peak_bytes": 93, "peak_ratio": 0.93}
+    assert {name: over.details[name] for name in wanted} == wanted
+    assert "in_flight" not in over.details
+
+
+@pytest.mark.parametrize("how", ["gone", "resolved", "one of two"])
+def test_who_ends_it_without_figures_leaves_no_old_ones(desk: Desk, how: str) -> None:
+    gone = member_of(1 << 22, 7)
+    desk.say("raised", 2, scope="process", member=gone, details={"used_bytes": 90, "limit_bytes": 100})
+    if how == "one of two":
+        desk.say("raised", 2, scope="process", member="m2", details={"used_bytes": 95, "limit_bytes": 100})
+        desk.say("cleared", 0, scope="process", member=gone, details={"used_bytes": 1})
+        (incident,) = desk.outbox.incidents()
+        assert (incident.details["used_bytes"], incident.peak_bytes) == (95, 95)
+        return
+    if how == "gone":
+        desk.outbox.sweep()
+    else:
+        desk.outbox.resolve("high_usage:shop", "alice")
+    desk.deliver()
+    (over,) = [notice for _, notice in desk.got["chat"] if notice.what == "recovered"]
+    assert ("used_bytes" in over.details, over.details["limit_bytes"], over.details["peak_bytes"]) == (False, 100, 90)
+
+
 def test_the_same_again_is_no_news_and_a_higher_level_is(desk: Desk) -> None:
     for level in (1, 1, 1, 2, 2, 1, 2, 3, 3):
         desk.say("raised", level)
@@ -420,6 +453,54 @@ def test_who_acknowledges_need_not_know_the_channels(make_desk: Callable[..., De
     elsewhere.close()
     desk.pass_s(2 * HOUR)
     assert desk.whats("chat") == ["raised"]
+
+
+def acking(desk: Desk, *names: str) -> None:
+    """Have the receivers of these channels know acknowledgements."""
+    policy = desk.settings.policy
+    channels = {name: use.replace(acks=name in names) for name, use in policy.channels.items()}
+    desk.settings = desk.settings.replace(policy=policy.replace(channels=channels))
+    desk.restart()
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing", "said again", "silenced", "restart"])
+def test_who_acknowledges_is_told_once_to_who_can_pass_it_on_and_heard_of_it(desk: Desk, meanwhile: str) -> None:
+    acking(desk, "chat", "lead")  # the lead hears nothing of it, and so nothing of this either
+    desk.say("raised", 2)
+    elsewhere = Outbox(AlertSettings(policy=Policy()), folder=desk.folder, clock=desk.clock)
+    elsewhere.acknowledge("high_usage:shop", "alice")
+    elsewhere.close()
+    if meanwhile == "said again":
+        desk.say("raised", 2)
+    elif meanwhile == "silenced":
+        desk.outbox.silence(parse_matcher("*"), desk.clock.wall() + HOUR, "me", "")
+    elif meanwhile == "restart":
+        desk.restart()
+    desk.pass_s(HOUR)
+    desk.say("cleared", 0)
+    desk.pass_s(30)
+    assert {name: desk.whats(name) for name in desk.got} == {
+        "chat": ["raised", "acknowledged", "recovered"], "mail": ["raised", "recovered"], "lead": [],
+    }  # fmt: skip
+    (said,) = [notice for _, notice in desk.got["chat"] if notice.what == "acknowledged"]
+    assert (said.title, said.text, said.level) == ("acknowledged: title", "by alice", 2)
+
+
+def test_one_that_is_only_watched_and_one_that_becomes_worse_are_acknowledged_each_time(desk: Desk) -> None:
+    acking(desk, "chat")
+    desk.say("raised", 1)
+    for level in (2, 3):
+        desk.outbox.acknowledge("high_usage:shop", "alice")
+        desk.pass_s(30)
+        desk.say("raised", level)
+    desk.say("cleared", 0)
+    desk.pass_s(HOUR / 2)
+    desk.say("raised", 1)  # twice within an hour: when it is quiet again, it is watched for long
+    desk.say("cleared", 0)
+    desk.outbox.acknowledge("high_usage:shop", "alice")
+    desk.pass_s(3 * HOUR)
+    expected = ["raised", "acknowledged", "changed", "acknowledged", "changed", "recovered"]
+    assert desk.whats("chat") == [*expected, "raised", "acknowledged", "recovered"]
 
 
 def test_what_is_over_and_only_watched_holds_nothing_back(desk: Desk) -> None:

@@ -85,7 +85,7 @@ class Receiver:
         self.messages = Counter[str]()
         self.keys: dict[str, set[str]] = {}
         self.lives = Counter[tuple[str, str]]()
-        self.answered = 0
+        self.answered, self.status = 0, 204
         self.more = threading.Event()
         self.victim: int | None = None
         self.kill_at = ""
@@ -108,7 +108,7 @@ class Receiver:
                 if receiver.kill_at == "between":
                     receiver.kill()
                 try:
-                    self.send_response(204)
+                    self.send_response(receiver.status)
                     self.end_headers()
                 except OSError:  # whoever sent it is gone
                     return

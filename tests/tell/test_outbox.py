@@ -18,9 +18,10 @@ from memwarden.store import FILE_NAME
 from memwarden.tell import outbox as rooms
 from memwarden.tell.members import is_foreign, is_gone, member_of, member_with, own_member
 from memwarden.tell.outbox import MOST_EVENTS, MOST_STATES, Outbox
+from memwarden.tell.signals import settled
 from memwarden.testing import FakeClock
 
-from .conftest import Desk, settings_of
+from .conftest import CHANNELS, Desk, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,6 +150,82 @@ def test_an_end_that_was_overtaken_is_not_told(desk: Desk) -> None:
     assert ("chat", "dead", 1, rooms.OVERTAKEN) in went["recovered"]
 
 
+def of(desk: Desk, what: str, channel: str = "chat") -> list[tuple[str, int, str]]:
+    """How the deliveries of these events went, the oldest first."""
+    told = [each for each in reversed(desk.outbox.history()) if each.what == what]
+    return [(s, n, e) for each in told for c, s, n, e in each.deliveries if c == channel]
+
+
+@pytest.mark.parametrize("worse", [2, 3])
+def test_what_a_worse_one_of_the_same_overtakes_while_both_wait_is_not_told(
+    make_desk: Callable[..., Desk], worse: int
+) -> None:
+    desk = make_desk(group_wait="10s")
+    desk.outbox.take([desk.signal("raised", 1)])
+    desk.clock.advance(8)
+    desk.outbox.take([desk.signal("raised", worse)])
+    desk.pass_s(2, step_s=1)  # and it waits no longer than the one that it is instead of
+    assert [(n.what, n.level) for _, n in desk.got["chat"]] == [("changed", worse)]
+    assert of(desk, "raised") == [("dead", 0, rooms.OVERTAKEN)]
+    assert {each.dead for each in desk.outbox.channels()} == {0}
+
+
+def test_what_failed_is_not_told_after_a_worse_one_of_the_same_though_the_batch_was_full(desk: Desk) -> None:
+    desk.outbox.take([desk.signal("raised", 1)])
+    desk.outbox.failed(chat(desk), ids(desk.outbox.claim(chat(desk))), "503", recoverable=True)
+    desk.clock.advance(2)
+    desk.outbox.take([desk.signal("raised", 3, target=f"t{number}") for number in range(19)])
+    desk.outbox.take([desk.signal("raised", 3)])
+    desk.pass_s(60, step_s=1)
+    assert [n.level for _, n in desk.got["chat"] if n.target == "shop"] == [3]
+    assert of(desk, "raised")[0] == ("dead", 1, rooms.OVERTAKEN)
+
+
+def test_what_is_under_way_elsewhere_overtakes_too_and_is_not_sent_twice(desk: Desk) -> None:
+    desk.outbox.take([desk.signal("raised", 1)])
+    desk.outbox.failed(chat(desk), ids(desk.outbox.claim(chat(desk))), "503", recoverable=True)
+    desk.clock.advance(2)
+    desk.outbox.take([desk.signal("raised", 3)])
+    other = Outbox(desk.settings, folder=desk.folder, clock=desk.clock)
+    other._me = "1:2:3"
+    claim = other.claim(chat(desk))
+    assert [n.level for n in claim.notices] == [3]  # type: ignore[union-attr]
+    assert desk.outbox.claim(chat(desk)) is None
+    other.failed(chat(desk), ids(claim), "503", recoverable=True)
+    other.close()
+    desk.pass_s(60, step_s=1)
+    assert [n.level for _, n in desk.got["chat"]] == [3]
+
+
+def test_an_end_between_two_beginnings_that_wait_stays_between_them(make_desk: Callable[..., Desk]) -> None:
+    desk = make_desk(group_wait="10s", cool_down="0s", flap_for="0s")
+    for what, level in (("raised", 1), ("cleared", 0), ("raised", 2)):
+        desk.outbox.take([desk.signal(what, level)])
+        desk.clock.advance(1)
+    desk.pass_s(10)
+    assert desk.whats("chat") == ["raised", "recovered", "raised"]
+
+
+def test_of_what_happened_each_counts(make_desk: Callable[..., Desk]) -> None:
+    desk = make_desk(channels={"chat": {"kind": "slack", "throttle": "0s"}}, group_wait="10s")
+    for kind in ("oom_kill", "custom"):
+        for _ in range(2):
+            desk.outbox.take([settled(desk.signal("seen", 2, kind=kind))])
+    desk.pass_s(10)
+    assert [n.kind for _, n in desk.got["chat"]] == ["oom_kill", "oom_kill", "custom", "custom"]
+
+
+def test_a_lower_level_overtakes_nothing_and_other_channels_hear_theirs(make_desk: Callable[..., Desk]) -> None:
+    desk = make_desk(group_wait="10s", remind="5s", channels={**CHANNELS, "log": {"kind": "log", "throttle": "0s"}})
+    desk.outbox.take([desk.signal("raised", 3)])
+    desk.outbox.take([desk.signal("raised", 1)])
+    desk.clock.advance(6)
+    desk.outbox.wake()  # a reminder at WARNING, while the EMERGENCY still waits
+    desk.pass_s(11, step_s=1)
+    assert [(n.what, n.level) for _, n in desk.got["log"]][:2] == [("raised", 3), ("reminded", 1)]
+    assert desk.whats("chat")[0] == "raised"
+
+
 def test_what_a_receiver_never_takes_holds_up_nothing_else(desk: Desk) -> None:
     desk.outbox.take([desk.signal("raised", 2, target=name) for name in ("bad", "mate", "mate2")])
     got: list[list[str]] = []
@@ -235,6 +312,30 @@ def test_whether_a_channel_delivers_is_a_state_of_the_same_transaction(desk: Des
     assert [n.what for _, n in desk.got["mail"] if n.kind == "custom"] == ["raised", "recovered"]
 
 
+def test_a_channel_that_refuses_one_notice_after_the_other_for_good_does_not_deliver(desk: Desk) -> None:
+    for number in range(4):
+        desk.outbox.take([desk.signal("raised", 2, target=f"t{number}")])
+        done = desk.outbox.failed(chat(desk), ids(desk.outbox.claim(chat(desk))), "400", recoverable=False)
+        assert (done.dead, done.down_now) == (1, number == 2)  # and it does not rest: the next may be better
+    (state,) = [each for each in desk.outbox.incidents() if each.kind == "custom"]
+    assert (state.target, state.text, set(state.channels)) == ("channel chat", "400", {"mail"})
+    (channel,) = [each for each in desk.outbox.channels() if each.name == "chat"]
+    assert (channel.failures, channel.dead, channel.error) == (4, 4, "400")
+    desk.say("raised", 2, target="taken")
+    assert [each for each in desk.outbox.incidents() if each.kind == "custom"] == []
+
+
+def test_one_notice_that_is_refused_for_good_between_others_is_no_fault_of_the_channel(desk: Desk) -> None:
+    for number in range(8):
+        desk.outbox.take([desk.signal("raised", 2, target=f"t{number}")])
+        claim = ids(desk.outbox.claim(chat(desk)))
+        if number % 2:
+            desk.outbox.sent("chat", claim)
+        else:
+            desk.outbox.failed(chat(desk), claim, "400", recoverable=False)
+    assert {each.kind for each in desk.outbox.incidents()} == {"high_usage"}
+
+
 def test_a_channel_that_is_no_more_does_not_fail_for_ever(desk: Desk) -> None:
     desk.outbox.take([desk.signal("raised", 2)])
     for _ in range(3):
@@ -278,7 +379,8 @@ def test_what_fails_for_good_is_dead_and_what_is_too_old_too(desk: Desk, caplog:
     desk.restart()
     desk.clock.advance(86_400)
     desk.outbox.prune()  # also for one that is no channel any more
-    went = {told.target: {c: (s, e) for c, s, _, e in told.deliveries}["chat"] for told in desk.outbox.history()}
+    history = desk.outbox.history(kind="high_usage")
+    went = {told.target: {c: (s, e) for c, s, _, e in told.deliveries}["chat"] for told in history}
     assert went == {"shop": ("dead", "no such hook"), "other": ("dead", "given up: still down"),
         "third": ("dead", "given up: ")}  # fmt: skip
     assert "channel chat: 1 notice(s) were given up" in caplog.text

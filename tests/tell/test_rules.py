@@ -128,6 +128,22 @@ def test_a_change_says_usage_limit_and_who_says_so() -> None:
     )
 
 
+def test_a_title_never_belies_its_level_and_the_end_says_the_most_there_was() -> None:
+    made = rules(raise_for_s=0)
+    verdict = pressure(E).verdict
+    assert verdict is not None
+    made.weigh(E, 1.1, 0.0, used_bytes=110)
+    made.weigh(E, 1.3, 1.0, used_bytes=130)
+    made.weigh(N, 0.24, 2.0, used_bytes=24)
+    titles = [of_change(each, verdict, {}).title for each in made.standing()]
+    assert titles == ["the memory limit of 512 MiB was exceeded", "memory EMERGENCY a moment ago, now 97 % of 512 MiB"]
+    ends = [each for at in range(3, 200) for each in made.weigh(N, 0.24, at) if each.what == "cleared"]
+    found = [of_change(each, verdict, {}).details for each in ends]
+    assert [(each["peak_ratio"], each["peak_bytes"]) for each in found] == [(1.3, 130)] * 2
+    (again,) = made.weigh(E, 0.97, 300.0, used_bytes=97)
+    assert (again.lasts, again.peak) == (True, (0.97, 97))
+
+
 @pytest.mark.parametrize(
     ("kind", "what", "found"),
     [

@@ -172,6 +172,61 @@ def test_a_receiver_that_fails_is_tried_again_said_to_be_down_and_up_again(
     assert "channel bad delivers again" in caplog.text
 
 
+def test_pagerduty_alone_of_all_kinds_is_told_who_acknowledged() -> None:
+    tables = {
+        "pager": {"kind": "pagerduty", "routing_key_env": "KEY"}, "log": {"kind": "log"},
+        "twice": {"kind": "pagerduty", "routing_key_env": "KEY"}, "wrong": {"kind": "pagerduty"},
+    }  # fmt: skip
+    settings, _ = build_channels(settings_of(channels=tables), {"KEY": "0" * 32})
+    uses = settings.policy.channels
+    assert {name: use.acks for name, use in uses.items()} == {
+        "pager": True, "log": False, "twice": True, "wrong": False,
+    }  # fmt: skip
+
+
+def test_what_is_acknowledged_elsewhere_reaches_a_channel_that_passes_it_on(rig: Rig) -> None:
+    pager, ops = RecordingChannel("pager"), RecordingChannel("ops")
+    pager.passes_acknowledged = True  # type: ignore[attr-defined]
+    teller = rig.teller(pager, ops)
+    teller.tell(draft())
+    pager.wait_for(1)
+    ops.wait_for(1)
+    elsewhere = Outbox(settings_of(), folder=rig.folder, clock=SystemClock())
+    elsewhere.acknowledge("high_usage:shop", "alice")
+    elsewhere.close()
+    assert pager.wait_for(2)[1].what == "acknowledged"
+    assert len(ops.notices) == 1
+
+
+def test_what_is_resolved_and_lasts_is_on_again_and_stays_so(rig: Rig) -> None:
+    waits = FakeClock()
+    teller = rig.teller(RecordingChannel("ops"), start=False)
+    teller._waits = waits
+    with_outbox = teller.open_outbox()
+    teller._outbox = with_outbox
+    teller.tell(draft())
+    teller.tell(draft(kind="leak"))
+    teller.tell(draft("cleared", 0, kind="leak"))
+
+    def seen() -> list[tuple[str, int, bool]]:
+        waits.advance(5)
+        for _ in range(2):
+            teller.round()
+        return sorted((each.key, each.episode, each.open) for each in with_outbox.incidents(all_of_them=True))
+
+    leak = ("leak:shop", 1, False)
+    assert seen() == [("high_usage:shop", 1, True), leak]
+    with_outbox.resolve("high_usage:shop", "alice")
+    assert [seen() for _ in range(3)] == [[("high_usage:shop", 2, True), leak]] * 3
+    teller.tell(draft("cleared", 0))
+    seen()
+    with_outbox.resolve("high_usage:shop", "alice")
+    assert {on for key, _, on in seen() if key == "leak:shop"} == {False}
+    assert seen()[0] == ("high_usage:shop", 2, False)
+    teller._outbox = None
+    with_outbox.close()
+
+
 def test_a_channel_that_raises_anything_is_named_by_type_alone(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     class Broken(RecordingChannel):
         def send(self, notices: Sequence[Notice], *, timeout_s: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from memwarden import config
@@ -74,7 +75,9 @@ class Alerting:
 
         self._last = verdict
         level = max(verdict.level, Level.WARNING) if above else verdict.level
-        for change in self._rules.weigh(level, verdict.reading.pressure_ratio, verdict.reading.monotonic_s):
+        reading = verdict.reading
+        used_bytes = reading.used_bytes
+        for change in self._rules.weigh(level, reading.pressure_ratio, reading.monotonic_s, used_bytes=used_bytes):
             self._teller.tell(of_change(change, verdict, {}).replace(scope="process"))
 
     def found(self, findings: Iterable[Finding]) -> None:
@@ -96,6 +99,10 @@ class Alerting:
             said = draft.replace(what="cleared", level=Level.NORMAL, text="the monitor ended", scope="process")
             self._teller.tell(said)
         self._teller.stop(patience_s=PATIENCE_S)
+        for each in self._teller.undelivered():
+            why = each.error or "the receiver did not answer in time"
+            words = f"{each.pending + each.dead} alert(s) by {each.name} were not delivered: {why}"
+            print(f"memwarden monitor: {words}", file=sys.stderr, flush=True)
 
 
 def _channel(name: str, value: str, named: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from memwarden.clock import SystemClock
 from memwarden.errors import ConfigError, DeliveryError, MemwardenError, StoreError
 from memwarden.facts import Level, Notice
 from memwarden.tell.engine import parse_matcher
-from memwarden.tell.outbox import Outbox
+from memwarden.tell.outbox import OVERTAKEN, Outbox
 from memwarden.tell.sender import Teller, build_channels
 from memwarden.tell.settings import ATTEMPTS, AlertSettings, Policy, parse
 from memwarden.tell.signals import KINDS
@@ -165,13 +165,14 @@ def _failing(state: ChannelState, settings: AlertSettings) -> str:
     use = _uses(settings).get(state.name)
     attempts, after = (use.attempts, use.give_up_after) if use is not None else (ATTEMPTS, None)
     down = ", down" if state.failures >= attempts else ""
-    left_s = max(0.0, state.not_before_unix_s - time.time())
-    until = f"{after} tries" if isinstance(after, int) else format_duration(after or settings.give_up_s)
     tries = "1 failure" if state.failures == 1 else f"{state.failures} failures running"
-    return (
-        f"failing for {_ago(state.since_unix_s)} ({tries}{down}); tried again in {format_duration(left_s)}, "
-        f"a notice is given up after {until}: {state.error}"
-    )
+    failing = f"failing for {_ago(state.since_unix_s)} ({tries}{down})"
+    if not state.pending:
+        return f"{failing}; tried again with the next notice: {state.error}"
+    left_s = max(0.0, state.not_before_unix_s - time.time())
+    again = f"in {format_duration(left_s)}" if left_s else "at once"
+    until = f"{after} tries" if isinstance(after, int) else format_duration(after or settings.give_up_s)
+    return f"{failing}; tried again {again}, a notice is given up after {until}: {state.error}"
 
 
 def _uses(settings: AlertSettings) -> Mapping[str, ChannelUse]:
@@ -352,7 +353,7 @@ def _deliver(args: Namespace) -> int:
     )  # fmt: skip
     tell_of_deaths(teller, run_folder, now_unix_s=time.time())
     told = teller.once(within_s=parse_duration(args.within, where="--within"))
-    states = [state for each in told for _, state, _, _ in each.deliveries]
+    states = [state for each in told for _, state, _, error in each.deliveries if error != OVERTAKEN]
     if args.format == "json":
         _json([_told(each) for each in told])
     else:

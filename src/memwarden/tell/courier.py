@@ -118,14 +118,11 @@ class Courier:
         found = self._outbox.failed(self.use, ids, error, recoverable=recoverable, retry_after_s=retry_after_s)
         if found.dead:
             self._log.error("channel %s: %d notice(s) will never be delivered: %s", self.name, found.dead, error)
-        if not recoverable:
-            return
         if found.down_now:
-            self._log.error(
-                "channel %s is down, failures running: %d; what is for it waits and is tried on: %s",
-                self.name, found.failures, error,
-            )  # fmt: skip
-        else:
+            goes_on = "what is for it waits and is tried on" if recoverable else "it is tried with what comes"
+            words = "channel %s is down, failures running: %d; %s: %s"
+            self._log.error(words, self.name, found.failures, goes_on, error)
+        elif recoverable:
             self._log.info("channel %s, try %d: %s", self.name, found.failures, error)
 
     def rest_s(self, now_unix_s: float) -> float | None:

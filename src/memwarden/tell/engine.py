@@ -13,7 +13,8 @@ The rules, in the order in which they are asked (REASONS has their words):
 4. Each level of the escalation is told once, at its time after the state became that bad, while it lasts and nobody
    acknowledged it; what fell due while nobody ran is told at once.
 5. Recovery is told to every channel that heard of the state, whatever else is in force.
-6. A state that began twice within `flap_s` is over only when it was quiet for so long.
+6. That somebody acknowledged it is told to the channels that can pass it on, of those that heard of it.
+7. A state that began twice within `flap_s` is over only when it was quiet for so long.
 
 Times are Unix seconds, since they outlive the process. A wall clock that is set back delays what is due; one that is
 set forward hastens it; neither loses anything.
@@ -43,6 +44,7 @@ REASONS = {
     "escalated": "it lasts and nobody acknowledged it",
     "reminded": "it lasts for long",
     "over": "it is over",
+    "passes": "somebody acknowledged it, and the receiver is to know",
     "told": "it was told already",
     "tier": "the channel hears at a later level of the escalation",
     "itself": "it is about this very channel",
@@ -63,6 +65,8 @@ INHIBITED_S = 30.0
 # A state that all of a container see is over only so long after whoever said it left: its other processes try to lead
 # every second (`crew.LEAD_S`), and take what the dead left every 15 s (`sender.ADOPT_S`).
 HANDOVER_S = 20.0
+# What a notice says of the moment at which it was made.
+_OF_A_MOMENT = frozenset({"used_bytes", "used_ratio", "rss_bytes", "in_flight", "holders", "growth_bytes_per_minute"})
 # What memwarden did that a recovery notice lists, and who is in a state, at most.
 MOST_ACTIONS, MOST_MEMBERS = 10, 200
 
@@ -74,7 +78,8 @@ class Incident(Fact):
     `raised_unix_s`. `channels` says of each channel when it last heard of this key, at what level, in which episode.
     `heard_unix_s` is when anybody last said that it lasts, `over_unix_s` since when nobody is in it, `left_unix_s`
     since when because whoever saw it is gone; it is `open` until that is told. `steps` of the escalation were told
-    since `bad_unix_s`. `untold` counts what happened and was not told one by one, for each channel. `origin` is
+    since `bad_unix_s`. `acked_to` are the channels that were told who acknowledged it. `worst_title` is what was said
+    when it was at its `top`. `untold` counts what happened and was not told one by one, for each channel. `origin` is
     whose it is.
     """
 
@@ -104,6 +109,8 @@ class Incident(Fact):
     acked_unix_s: float | None = None
     acked_by: str = ""
     acked_level: int = 0
+    acked_to: tuple[str, ...] = ()
+    worst_title: str = ""
     peak_bytes: int | None = None
     peak_ratio: float | None = None
     actions: tuple[str, ...] = ()
@@ -212,6 +219,9 @@ def take(incident: Incident | None, signal: Signal, scene: Scene) -> Step | None
     if signal.what in ENDS:
         if incident is None or not incident.open or incident.once:
             return None
+        incident = incident.replace(**_peak(incident, signal))
+        if set(incident.members) <= {signal.member}:
+            incident = incident.replace(details=_as_of_now(incident.details, signal.details))
         return _clear(incident, signal.member, signal.text, scene, leaves=signal.what == "left")
     if incident is None:
         incident = Incident(
@@ -230,19 +240,23 @@ def wake(incident: Incident, scene: Scene) -> Step:
     if not incident.open:
         return Step(incident=incident.replace(wake_unix_s=None))
     if incident.over_unix_s is not None:
-        return _recover(incident, scene)
+        incident, tells, decisions = _pass_on(incident, scene)
+        step = _recover(incident, scene)
+        return step.replace(tells=(*tells, *step.tells), decisions=(*step.decisions, *decisions))
     return _consider(incident, scene, "")
 
 
 def acknowledge(incident: Incident, by: str, scene: Scene) -> Step:
     """Somebody deals with it: the escalation and reminders end, until it becomes worse or begins anew.
 
-    Nobody is told by it, for whoever says so may not know the channels; who does looks at the state again at once.
+    Nobody is told by it, for whoever says so may not know the channels; who does looks at the state again at once, and
+    has those pass it on that can.
     """
     if not incident.open or incident.once:
         return Step(incident=incident)
     known = incident.replace(
-        acked_unix_s=scene.now, acked_by=by, acked_level=int(incident.level), wake_unix_s=scene.now
+        acked_unix_s=scene.now, acked_by=by, acked_level=int(incident.level), acked_to=(),
+        wake_unix_s=scene.now,
     )  # fmt: skip
     return Step(incident=known, news="acknowledged")
 
@@ -255,8 +269,9 @@ def resolve(incident: Incident, by: str, scene: Scene, *, here: bool = True) -> 
     if not incident.open or incident.once:
         return Step(incident=incident)
     ended = incident.replace(
-        members={}, over_unix_s=scene.now, over_text=f"resolved by {by}", flapping=False, left_unix_s=None
-    )
+        members={}, over_unix_s=scene.now, over_text=f"resolved by {by}", flapping=False, left_unix_s=None,
+        details=_as_of_now(incident.details, {}),
+    )  # fmt: skip
     return _recover(ended, scene) if here else Step(incident=ended.replace(wake_unix_s=scene.now))
 
 
@@ -264,6 +279,8 @@ def forget_member(incident: Incident, member: str, why: str, scene: Scene, *, wa
     """A member is gone without a word; `watched` is whether others may see the state. None where it was in nothing."""
     if not incident.open or member not in incident.members:
         return None
+    if set(incident.members) == {member}:
+        incident = incident.replace(details=_as_of_now(incident.details, {}))
     return _clear(incident, member, why, scene, leaves=watched)
 
 
@@ -297,8 +314,10 @@ def merge(ours: Incident, theirs: Incident, before: Incident | None, now: float)
     members = {name: max(ours.members.get(name, 0), theirs.members.get(name, 0)) for name in both if name not in left}
     acked = max(ours, theirs, key=lambda each: each.acked_unix_s or 0.0)
     merged = merged.replace(
-        members=members, top=max(ours.top, theirs.top), steps=max(ours.steps, theirs.steps),
+        members=members, top=max(ours.top, theirs.top),
+        worst_title=max(ours, theirs, key=lambda each: each.top).worst_title, steps=max(ours.steps, theirs.steps),
         acked_unix_s=acked.acked_unix_s, acked_by=acked.acked_by, acked_level=acked.acked_level,
+        acked_to=tuple(dict.fromkeys((*ours.acked_to, *theirs.acked_to))),
         heard_unix_s=max(ours.heard_unix_s, theirs.heard_unix_s),
     )  # fmt: skip
     if members:
@@ -323,7 +342,8 @@ def _raise(incident: Incident, signal: Signal, scene: Scene) -> Step:
         incident = incident.replace(
             episode=incident.episode + 1, open=True, top=Level.NORMAL, raised_unix_s=now, before_unix_s=before,
             flapping=before is not None and now - before < scene.policy.flap_s, bad_unix_s=None, steps=0,
-            acked_unix_s=None, acked_by="", acked_level=0, peak_bytes=None, peak_ratio=None, actions=(), told=0,
+            acked_unix_s=None, acked_by="", acked_level=0, worst_title="", peak_bytes=None, peak_ratio=None,
+            actions=(), told=0,
             scope=signal.scope, host=signal.host,
         )  # fmt: skip
         news = "began"
@@ -337,8 +357,9 @@ def _raise(incident: Incident, signal: Signal, scene: Scene) -> Step:
     elif not news and level < incident.level:
         news = "fell"
     leads = signal.level >= level
+    worst = signal.title if level > incident.top or not incident.worst_title else incident.worst_title
     incident = incident.replace(
-        members=members, level=level, top=max(incident.top, level), heard_unix_s=now,
+        members=members, level=level, top=max(incident.top, level), worst_title=worst, heard_unix_s=now,
         over_unix_s=None, over_text="", left_unix_s=None,
         changed_unix_s=now if news else incident.changed_unix_s,
         title=signal.title if leads else incident.title, text=signal.text if leads else incident.text,
@@ -363,10 +384,18 @@ def _mark_bad(incident: Incident, scene: Scene, *, anew: bool = False) -> Incide
 def _peak(incident: Incident, signal: Signal) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, key in (("peak_bytes", "used_bytes"), ("peak_ratio", "used_ratio")):
-        value, before = signal.details.get(key), getattr(incident, name)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            found[name] = value if before is None else max(before, value)
+        given = [getattr(incident, name), signal.details.get(key)]
+        if signal.what in ENDS:  # who saw it all says what the most was; else that is of the process, at any time
+            given.append(signal.details.get(name))
+        known = [each for each in given if isinstance(each, (int, float)) and not isinstance(each, bool)]
+        if known:
+            found[name] = max(known)
     return found
+
+
+def _as_of_now(before: Mapping[str, Any], now: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What was said when it began, less the figures of that moment, and those of now."""
+    return {**{name: value for name, value in before.items() if name not in _OF_A_MOMENT}, **now}
 
 
 def _clear(incident: Incident, member: str, text: str, scene: Scene, *, leaves: bool = False) -> Step:
@@ -414,8 +443,8 @@ def _recover(incident: Incident, scene: Scene) -> Step:
         "actions": list(incident.actions),
     }  # fmt: skip
     ended, told = _tell(
-        ended, "recovered", heard, scene, title=f"over: {incident.title}", text=_in_words(incident, lasted_s),
-        details=details, urgent=False, level=incident.top, keep=True,
+        ended, "recovered", heard, scene, title=f"over: {incident.worst_title or incident.title}",
+        text=_in_words(incident, lasted_s), details=details, urgent=False, level=incident.top, keep=True,
     )  # fmt: skip
     decisions = tuple(Decision(channel=name, told=True, reason="over") for name in heard)
     return Step(incident=ended, tells=(told,), decisions=decisions, news="over")
@@ -442,6 +471,7 @@ def _consider(incident: Incident, scene: Scene, news: str) -> Step:
     wakes: list[float] = []
     decisions: list[Decision] = []
     tells: list[Tell] = []
+    incident, acked, passed_on = _pass_on(incident, scene)
     if reason:
         decisions.append(Decision(channel="", told=False, reason=reason))
         wakes.append(until)
@@ -473,7 +503,27 @@ def _consider(incident: Incident, scene: Scene, news: str) -> Step:
     held = reason or ""
     wake_at = min((at for at in wakes if at > scene.now), default=None)
     incident = incident.replace(held=held, wake_unix_s=wake_at)
-    return Step(incident=incident, tells=tuple(tells), decisions=tuple(decisions), news=news)
+    return Step(incident=incident, tells=(*acked, *tells), decisions=(*decisions, *passed_on), news=news)
+
+
+def _pass_on(incident: Incident, scene: Scene) -> tuple[Incident, tuple[Tell, ...], tuple[Decision, ...]]:
+    """Who acknowledged it, for the channels that can pass that on, that heard of it, and do not know yet."""
+    if incident.acked_unix_s is None:
+        return incident, (), ()
+    known = scene.policy.channels
+    names = [
+        name
+        for name, (_, _, episode) in incident.channels.items()
+        if episode == incident.episode and name in known and known[name].acks and name not in incident.acked_to
+    ]
+    if not names:
+        return incident, (), ()
+    incident, told = _tell(
+        incident, "acknowledged", names, scene, title=f"acknowledged: {incident.title}",
+        text=f"by {incident.acked_by}", details=dict(incident.details), urgent=False, level=incident.level, keep=True,
+    )  # fmt: skip
+    decisions = tuple(Decision(channel=name, told=True, reason="passes") for name in names)
+    return incident.replace(acked_to=(*incident.acked_to, *names)), (told,), decisions
 
 
 def _why_held(incident: Incident, scene: Scene) -> tuple[str, float]:

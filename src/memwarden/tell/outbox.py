@@ -3,12 +3,13 @@
 A delivery is pending, then sent or dead. Who delivers claims some by a lease, sends them, and marks them; one that died
 in between is known to be dead (or its lease runs out), and the next one sends again, with the same delivery id. Of one
 channel only one batch is under way at a time, whoever sends it, so that a recovery does not overtake what it ends; what
-is urgent does not wait for that.
+is urgent does not wait for that. A notice is dead as soon as a later one of its state says as much: nobody reads first
+that it is CRITICAL and then that it is WARNING.
 
 A channel that fails rests for longer each time, with jitter, or as long as the receiver says; everything for it waits.
 After its `attempts` failures running it counts as down, which is said once, and is probed with one batch at a time
 until it takes it. What still fails after `give_up_s`, or the channel's own `give_up_after`, is dead, and at once what
-fails for good; both stay in the history.
+is refused for good, which is a failure as well; both stay in the history.
 
 While somebody else has the file locked, what is urgent goes past it: `hand_out` runs the same steps on what can be
 read, and writes nothing. The signal stays where it came from; when the file takes it in, the same deliveries come of
@@ -36,6 +37,7 @@ from memwarden.errors import StoreError
 from memwarden.facts import Alert, Fact, Level, Notice
 from memwarden.store import FILE_NAME, Store, state_directory
 from memwarden.tell.engine import (
+    MOST_MEMBERS,
     Incident,
     Other,
     Scene,
@@ -52,7 +54,7 @@ from memwarden.tell.engine import (
 )
 from memwarden.tell.members import is_foreign, is_gone, own_member
 from memwarden.tell.settings import LONGEST_TIMEOUT_S
-from memwarden.tell.signals import Signal, key_of
+from memwarden.tell.signals import MOMENTS, ONCE, Signal, key_of
 from memwarden.tell.transfer import TABLES, copy, copy_readable, put, rows_of, salvage
 
 TYPE_CHECKING = False
@@ -85,13 +87,17 @@ LONGEST_LEASE_S = LONGEST_TIMEOUT_S + LEASE_MARGIN_S
 FIRST_REST_S, LONGEST_REST_S = 1.0, 300.0
 LONGEST_RETRY_AFTER_S = 3600.0
 _WAKES = 200
+# Later notices of a state that are looked through for one that takes the place of what waits.
+_MOST_LATER = 200
 # Deliveries that went out past the file and wait to be put down there: below SQLite's least number of variables (999).
 MOST_PAST = 900
 # What is for a channel that nobody has any more is kept for so many times `give_up_s`.
 UNTRIED = 7
 # What is given up after a time must have been tried for so long: longer than a network takes to come up again.
 LEAST_TRIED_S = 3600.0
-TOO_MANY, OVERTAKEN = "too many were waiting", "it is on again, and that was told"
+TOO_MANY, OVERTAKEN = "too many were waiting", "a later notice of the same state took its place"
+# What says that a state is on: the latest of these says all that those before it said.
+_SAYS_ON = frozenset({"raised", "changed", "reminded", "escalated"})
 # Whoever is in a state says so every ten minutes (`sender.ASSERT_S`).
 SILENT_S = 3600.0
 
@@ -530,6 +536,16 @@ class Outbox:
                 self._weigh_channel(db, name)
         return found
 
+    def lacking(self, keys: Iterable[str], member: str) -> list[str]:
+        """Which of these states are known without this member in them: somebody resolved them meanwhile."""
+        found = []
+        with self._store.reading() as db:
+            for key in keys:
+                known = self._load(db, key)
+                if known is not None and member not in known.members and len(known.members) < MOST_MEMBERS:
+                    found.append(key)
+        return found
+
     def acknowledge(self, key: str, by: str) -> tuple[Incident, ...]:
         """Somebody deals with it; the states then, of whomever they are, none where none is on."""
         return self._by_hand(key, lambda incident, scene: acknowledge(incident, by, scene))
@@ -708,9 +724,7 @@ class Outbox:
             self._bury_old(db, use.name, now)
             if _rests(state, now):
                 return None
-            rows = self._waiting(db, use.name, most * 4)
-            leased = [row for row in rows if row.is_leased(now) and self._is_others(row.owner)]
-            free = [row for row in rows if row not in leased and not self._is_overtaken(db, row, now)]
+            leased, free = self._free(db, use.name, most * 4, now)
             due = [row for row in free if row.is_due(now, self._policy.group_s) or not waits]
             if leased:
                 due = [row for row in due if row.urgent]
@@ -755,18 +769,44 @@ class Outbox:
                 (owner, until, now, row.id),
             )
 
-    def _is_overtaken(self, db: sqlite3.Connection, row: _Waiting, now: float) -> bool:
-        """Whether it says that something is over, and the receiver has heard since that it is on: then it is dead."""
-        if row.what != "recovered":
+    def _free(self, db: sqlite3.Connection, channel: str, most: int, now: float) -> tuple[list[_Waiting], ...]:
+        """What others are at, and what is free to be sent."""
+        while True:
+            rows = self._waiting(db, channel, most)
+            leased = [row for row in rows if row.is_leased(now) and self._is_others(row.owner)]
+            free = [row for row in rows if row not in leased]
+            if not sum([self._overtake(db, row, now) for row in free]):
+                return leased, free
+
+    def _overtake(self, db: sqlite3.Connection, row: _Waiting, now: float) -> bool:
+        """Whether a later notice of its state takes its place: then it is dead.
+
+        One that arrived does where it says as much. One that waits as well does where both say that the state is on and
+        no end is between them; it waits no longer than what it is instead of.
+        """
+        if row.is_moment:
             return False
-        later = db.execute(
-            "SELECT 1 FROM alert_events e JOIN alert_deliveries d ON d.event = e.seq WHERE e.key = ? AND e.seq > ? "
-            "AND d.channel = ? AND d.origin IN (?, '') AND d.state = 'sent' LIMIT 1",
-            (row.key, row.event, row.channel, self.origin),
-        ).fetchone()
-        if later is not None:
-            self._bury(db, [row.id], OVERTAKEN, now)
-        return later is not None
+        ends = False
+        for name, what, level, state in self._later(db, row):
+            waits = state == "pending"
+            ends = ends or (waits and what == "recovered")
+            if not _takes_place(row, what, level) or (waits and not _may_skip(row, what, ends=ends)):
+                continue
+            if waits:
+                sooner = "urgent = max(urgent, ?), due_unix_s = min(due_unix_s, ?)"
+                query = f"UPDATE alert_deliveries SET {sooner} WHERE id = ?"  # noqa: S608  our words
+                db.execute(query, (row.urgent, row.due_unix_s, name))
+            return bool(self._bury(db, [row.id], OVERTAKEN, now))
+        return False
+
+    def _later(self, db: sqlite3.Connection, row: _Waiting) -> list[tuple[str, str, int, str]]:
+        """What came after it for the same channel, of the same state, in order: (id, what, level, sent or pending)."""
+        query = (
+            "SELECT d.id, e.what, e.level, d.state FROM alert_events e JOIN alert_deliveries d ON d.event = e.seq "
+            "WHERE e.key = ? AND e.seq > ? AND d.channel = ? AND d.origin IN (?, '') "
+            "AND d.state IN ('sent', 'pending') ORDER BY e.seq LIMIT ?"
+        )
+        return db.execute(query, (row.key, row.event, row.channel, self.origin, _MOST_LATER)).fetchall()
 
     def _is_others(self, owner: str) -> bool:
         """Whether a lease is that of somebody else who may still be at it; one of our own was cut short."""
@@ -805,32 +845,34 @@ class Outbox:
         now, error = self._clock.wall(), error[:500]
         with self._store.transaction() as db:
             state = self._channel(db, use.name)
-            if not recoverable:
-                dead = self._bury(db, ids, error, now)
-                self._put_channel(db, state.replace(dead=state.dead + dead, error=error))
-                return Failure(failures=state.failures, not_before_unix_s=now, dead=dead, down_now=False)
             failures = state.failures + 1
-            rest_s = min(LONGEST_REST_S, FIRST_REST_S * 2 ** min(failures - 1, 20)) * (0.5 + self._random() / 2)
-            if retry_after_s is not None:
-                rest_s = min(max(retry_after_s, rest_s), LONGEST_RETRY_AFTER_S)
-            for each in ids:
-                db.execute(
-                    "UPDATE alert_deliveries SET lease_unix_s = 0, error = ? WHERE id = ? AND state = 'pending'",
-                    (error, each),
-                )
-            # Only now, when it was tried once more: a machine that slept for days must not wake up to dead alerts.
-            old = [each for each in ids if self._is_old(db, use, each, now)]
-            dead = self._bury(db, old, "", now)
-            self._put_channel(
-                db,
-                state.replace(
-                    failures=failures, not_before_unix_s=now + rest_s, error=error, dead=state.dead + dead,
-                    since_unix_s=state.since_unix_s if state.since_unix_s is not None else now,
-                ),
-            )  # fmt: skip
+            if recoverable:
+                until = now + self._rest_s(failures, retry_after_s)
+                dead = self._put_back(db, use, ids, error, now)
+            else:
+                until, dead = state.not_before_unix_s, self._bury(db, ids, error, now)
+            since = state.since_unix_s if state.since_unix_s is not None else now
+            self._put_channel(db, state.replace(
+                failures=failures, not_before_unix_s=until, error=error, dead=state.dead + dead, since_unix_s=since
+            ))  # fmt: skip
             if failures >= use.attempts:
                 self._weigh_channel(db, use.name)
-        return Failure(failures=failures, not_before_unix_s=now + rest_s, dead=dead, down_now=failures == use.attempts)
+        return Failure(failures=failures, not_before_unix_s=until, dead=dead, down_now=failures == use.attempts)
+
+    def _rest_s(self, failures: int, retry_after_s: float | None) -> float:
+        most_s: float = min(LONGEST_REST_S, FIRST_REST_S * 2 ** min(failures - 1, 20))
+        rest_s = most_s * (0.5 + self._random() / 2)
+        return rest_s if retry_after_s is None else min(max(retry_after_s, rest_s), LONGEST_RETRY_AFTER_S)
+
+    def _put_back(self, db: sqlite3.Connection, use: ChannelUse, ids: Sequence[str], error: str, now: float) -> int:
+        """They wait again; what waited for too long is dead: how many that were.
+
+        Only now, when it was tried once more: a machine that slept for days must not wake up to dead alerts.
+        """
+        query = "UPDATE alert_deliveries SET lease_unix_s = 0, error = ? WHERE id = ? AND state = 'pending'"
+        for each in ids:
+            db.execute(query, (error, each))
+        return self._bury(db, [each for each in ids if self._is_old(db, use, each, now)], "", now)
 
     def _weigh_channel(self, db: sqlite3.Connection, name: str) -> None:
         """Whether a channel delivers is a state, stepped in the transaction that learns of it."""
@@ -1096,7 +1138,8 @@ def _incident(text: str) -> Incident:
     values = {name: value for name, value in json.loads(text).items() if name in Incident._fields}
     values["level"], values["top"] = Level(values["level"]), Level(values["top"])
     values["channels"] = {name: tuple(each) for name, each in values["channels"].items()}
-    values["actions"] = tuple(values["actions"])
+    for name in ("actions", "acked_to"):
+        values[name] = tuple(values.get(name, ()))
     if not isinstance(values.get("untold"), dict):  # one number for all channels, once
         values["untold"] = {}
     return Incident(**values)
@@ -1145,6 +1188,11 @@ class _Waiting(NamedTuple):
         """How often it was tried and refused; who was killed at it, or only slow, refused nothing."""
         return self.attempts if self.error else 0
 
+    @property
+    def is_moment(self) -> bool:
+        """Whether it is about what happened, of which each one counts, and no state."""
+        return self.kind in MOMENTS or json.loads(self.details).get(ONCE) is True
+
     def is_due(self, now: float, group_s: float) -> bool:
         """Whether it need not wait, or would have to for longer than anything does: likewise."""
         return not now < self.due_unix_s <= now + group_s
@@ -1154,6 +1202,16 @@ _OF_DELIVERY = 10
 _COLUMNS = tuple(
     f"{'d' if at < _OF_DELIVERY else 'e'}.{name}" for at, name in enumerate(_Waiting._fields)
 )  # fmt: skip
+
+
+def _takes_place(row: _Waiting, what: str, level: int) -> bool:
+    """Whether a later notice says as much as this one: of an end, any that says that it is on again."""
+    return (what in _SAYS_ON or what == "recovered") and (row.what == "recovered" or level >= row.level)
+
+
+def _may_skip(row: _Waiting, what: str, *, ends: bool) -> bool:
+    """Whether this one need not arrive before a later one that waits too."""
+    return row.what in _SAYS_ON and what in _SAYS_ON and not ends
 
 
 def _batch(

@@ -37,11 +37,17 @@ class Draft(Fact):
 
 
 class Change(Fact):
-    """What changed about the level: `what` is raised or cleared; `level` the one that stands from now on."""
+    """What changed about the level: `what` is raised or cleared; `level` the one that stands from now on.
+
+    `lasts` is false where memory is below it already, and not for long enough. `peak` is the most that was in use while
+    anything stood: (share of the limit, bytes).
+    """
 
     kind: str
     what: str
     level: Level
+    lasts: bool = True
+    peak: tuple[float, int | None] | None = None
 
 
 class LevelRules:
@@ -58,21 +64,41 @@ class LevelRules:
         self.told = self._before = Level.NORMAL
         self.exceeded = False
         self._fits_since_s: float | None = None
+        self._ratio: float | None = None
+        self._peak: tuple[float, int | None] | None = None
 
-    def weigh(self, level: Level, ratio: float | None, now_s: float) -> Sequence[Change]:
+    def weigh(
+        self, level: Level, ratio: float | None, now_s: float, *, used_bytes: int | None = None
+    ) -> Sequence[Change]:
         """One look: what changed by it. `ratio` is the share of the limit in use."""
+        self._ratio = ratio
+        if ratio is not None and (self._peak is None or ratio > self._peak[0]):
+            self._peak = ratio, used_bytes
+        found = self._changes(level, ratio, now_s)
+        if not (self.told or self.exceeded or level):
+            self._peak = None
+        return found
+
+    def _changes(self, level: Level, ratio: float | None, now_s: float) -> Sequence[Change]:
         if level == self._before == self.told and not self.exceeded and (not level or ratio is None or ratio < 1.0):
             return ()  # as it was: no time that runs could end anything
         self._before = level
         found = []
         if self._follow_excess(ratio, now_s):
-            what = "raised" if self.exceeded else "cleared"
-            found.append(Change(kind="limit_exceeded", what=what, level=Level.EMERGENCY))
+            found.append(self._excess("raised" if self.exceeded else "cleared"))
         told = self._follow(level, ratio, now_s)
         if told != self.told:
             self.told = told
-            found.append(Change(kind="high_usage", what="raised" if told else "cleared", level=told))
+            found.append(self._level("raised" if told else "cleared"))
         return found
+
+    def _excess(self, what: str) -> Change:
+        lasts = self._ratio is None or self._ratio >= 1.0
+        return Change(kind="limit_exceeded", what=what, level=Level.EMERGENCY, lasts=lasts, peak=self._peak)
+
+    def _level(self, what: str) -> Change:
+        lasts = self._before >= self.told
+        return Change(kind="high_usage", what=what, level=self.told, lasts=lasts, peak=self._peak)
 
     def _follow(self, level: Level, ratio: float | None, now_s: float) -> Level:
         """The level that stands now."""
@@ -121,9 +147,9 @@ class LevelRules:
         """What is raised now, to be said again."""
         found = []
         if self.exceeded:
-            found.append(Change(kind="limit_exceeded", what="raised", level=Level.EMERGENCY))
+            found.append(self._excess("raised"))
         if self.told:
-            found.append(Change(kind="high_usage", what="raised", level=self.told))
+            found.append(self._level("raised"))
         return found
 
 
@@ -132,10 +158,7 @@ def of_change(change: Change, verdict: Verdict, details: Mapping[str, Any]) -> D
     reading = verdict.reading
     scope = reading.scope if reading.scope in ("process", "machine") else "container"
     share = format_ratio(reading.pressure_ratio)
-    if change.kind == "limit_exceeded":
-        title = f"the memory limit of {format_bytes(reading.limit_bytes)} is exceeded"
-    else:
-        title = f"memory {change.level.name}: {share} of {format_bytes(reading.limit_bytes)}"
+    title = _title_of(change, share, format_bytes(reading.limit_bytes))
     why = "; ".join(reason.text for reason in verdict.reasons)
     text = f"{format_bytes(reading.used_bytes)} in use of {format_bytes(reading.limit_bytes)} ({reading.limit_source})"
     if change.what == "cleared":
@@ -151,9 +174,19 @@ def of_change(change: Change, verdict: Verdict, details: Mapping[str, Any]) -> D
         "pid": reading.pid,
         **details,
     }
+    if change.peak is not None:
+        found["peak_ratio"], found["peak_bytes"] = round(change.peak[0], 4), change.peak[1]
     return Draft(
         kind=change.kind, what=change.what, level=change.level, title=title, text=text, scope=scope, details=found
     )
+
+
+def _title_of(change: Change, share: str, limit: str) -> str:
+    if change.kind == "limit_exceeded":
+        return f"the memory limit of {limit} {'is' if change.lasts else 'was'} exceeded"
+    if not change.lasts:  # below it, and not for long enough: the share alone would belie the level
+        return f"memory {change.level.name} a moment ago, now {share} of {limit}"
+    return f"memory {change.level.name}: {share} of {limit}"
 
 
 _OF_FINDING = {

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from memwarden.blackbox import BlackBox, Post
     from memwarden.facts import Notice
     from memwarden.ports import Channel, Clock
-    from memwarden.tell.outbox import Told
+    from memwarden.tell.outbox import ChannelState, Told
     from memwarden.tell.turns import Turns
 
     T = TypeVar("T")
@@ -114,6 +114,7 @@ class Teller:
         self._outbox: Outbox | None = None
         self._store_failures = 0
         self._trouble: StoreError | None = None
+        self._channels_left: list[ChannelState] = []
         self._due: dict[str, float] = {}
         self._wake_unix_s: float | None = None
         self._standing: dict[str, tuple[Draft, str | None]] = {}
@@ -293,6 +294,11 @@ class Teller:
         if thread is not threading.current_thread():
             thread.join(timeout=patience_s)
 
+    def undelivered(self) -> list[ChannelState]:
+        """After `stop`: the channels with something that waits still, or was given up."""
+        found = _channels_of(self._outbox) if self._outbox is not None else self._channels_left
+        return [each for each in found if each.pending or each.dead]
+
     def once(self, *, within_s: float) -> list[Told]:
         """Without threads of its own: take in what there is, also of the dead, deliver for at most so long, and close.
 
@@ -342,6 +348,7 @@ class Teller:
             worker.end()
         for worker in workers:
             worker.join()  # at most a time-out of its channel; whoever stopped us does not wait for so long
+        self._channels_left = _channels_of(outbox)
         outbox.close()
         if self._outbox is outbox:
             self._outbox, self._workers = None, []
@@ -408,6 +415,7 @@ class Teller:
             made += self._adopt(outbox) if self._is_due("adopt", ADOPT_S) else 0
             if self._is_due("sweep", SWEEP_S):
                 made += outbox.sweep(self._is_watched)
+                self._say_resolved(outbox)
             self._assert_standing()
             now = self._clock.wall()
             self._wake_unix_s = outbox.wake()
@@ -528,6 +536,13 @@ class Teller:
         """Say again what lasts."""
         if self._is_due("assert", ASSERT_S):
             self._say_standing()
+
+    def _say_resolved(self, outbox: Outbox) -> None:
+        """Say again what somebody resolved and still lasts."""
+        standing = dict(self._standing)
+        for key in outbox.lacking(standing, self.member) if standing else ():
+            draft, target = standing[key]
+            self.tell(draft, target=target)
 
     def _say_standing(self) -> None:
         for draft, target in tuple(self._standing.values()):
@@ -656,6 +671,13 @@ class _Worker:
         return IDLE_S if rest_s is None else min(IDLE_S, max(0.01, rest_s))
 
 
+def _channels_of(outbox: Outbox) -> list[ChannelState]:
+    try:
+        return outbox.channels()
+    except StoreError:
+        return []
+
+
 def piecewise(
     step: Callable[[Sequence[Signal]], T], signals: Sequence[Signal]
 ) -> tuple[list[T], list[tuple[Signal, Exception]]]:
@@ -770,6 +792,9 @@ def build_channels(settings: AlertSettings, environ: Mapping[str, str]) -> tuple
         if channel.name != name:
             where = f"{settings.where}.channels.{name}"
             raise ConfigError(f"calls itself {channel.name!r}", where=where, mend="give both the same name")
+    uses = {  # what is acknowledged is told to those that say that they can pass it on
+        name: use.replace(acks=getattr(made.get(name), "passes_acknowledged", False)) for name, use in uses.items()
+    }
     policy = settings.policy.replace(channels=uses)
     return settings.replace(policy=policy), tuple(made[name] for name in used)
 

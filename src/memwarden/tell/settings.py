@@ -38,7 +38,8 @@ IN_CODE, MOST_ORIGIN = "code:", 120
 
 
 class ChannelUse(Fact):
-    """How a channel is used. `tier` 0 hears at once, others at that level of the escalation.
+    """How a channel is used. `tier` 0 hears at once, others at that level of the escalation. `acks` is whether its
+    receiver knows acknowledgements.
 
     It counts as down after `attempts` failures running, and is tried on. A notice is given up after `give_up_after`
     tries (an int) or seconds (a float); None is after the `give_up_s` of all.
@@ -52,6 +53,7 @@ class ChannelUse(Fact):
     attempts: int = ATTEMPTS
     give_up_after: float | None = None
     tier: int = 0
+    acks: bool = False
 
 
 class Maintenance(Fact):

@@ -157,7 +157,9 @@ class Telling:
             return
         self._verdict = verdict
         reading = verdict.reading
-        changes = self._rules.weigh(verdict.level, reading.pressure_ratio, reading.monotonic_s)
+        changes = self._rules.weigh(
+            verdict.level, reading.pressure_ratio, reading.monotonic_s, used_bytes=reading.used_bytes
+        )
         if not changes:
             return
         if reading.scope != "process" and not self._leads():

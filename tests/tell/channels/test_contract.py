@@ -79,7 +79,7 @@ def _posting(receiver: Callable[..., Receiver], make: Callable[..., Channel]) ->
 
         def fail(how: str) -> None:
             # A rude one repeats all that it got, secrets included.
-            said = {"error": lambda c: c.sendall(answer(403, f"bad request {TOKEN} " + str(server.requests[-1]))),
+            said = {"error": lambda c: c.sendall(answer(400, f"bad request {TOKEN} " + str(server.requests[-1]))),
                     "hang": until_closed}[how]  # fmt: skip
             server.answers[:] = [said]
 

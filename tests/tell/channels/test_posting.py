@@ -45,7 +45,7 @@ def test_two_hundreds_are_a_yes(status: int, receiver: Callable[..., Receiver], 
     make("webhook", url=receiver(body).url).send([notice()], timeout_s=PATIENT_S)
 
 
-@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 599])
+@pytest.mark.parametrize("status", [401, 403, 404, 405, 410, 408, 425, 429, 500, 502, 503, 504, 599])
 def test_what_may_work_later_says_so(
     status: int, receiver: Callable[..., Receiver], make: Callable[..., Channel]
 ) -> None:
@@ -54,7 +54,7 @@ def test_what_may_work_later_says_so(
     assert f"answered {status}: busy" in str(error)
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 410, 413, 422])
+@pytest.mark.parametrize("status", [400, 409, 413, 422])
 def test_what_will_never_work_says_so(
     status: int, receiver: Callable[..., Receiver], make: Callable[..., Channel]
 ) -> None:
@@ -69,7 +69,7 @@ def test_a_redirect_is_not_followed(
     elsewhere = receiver()
     server = receiver(answer(status, Location=f"{elsewhere.url}/taken"))
     error = failed(make("webhook", url=server.url, secrets={"secret": "a" * 20}))
-    assert not error.recoverable
+    assert error.recoverable  # somebody will write the final address
     assert "a redirect; write the final address" in str(error)
     assert elsewhere.requests == []
 

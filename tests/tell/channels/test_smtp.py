@@ -66,7 +66,7 @@ def test_a_wrong_password_is_found_by_the_handshake(
     channel = make("smtp", secrets={"password": "hunter2-hunter2"}, **table(server.port, **more))
     with pytest.raises(DeliveryError, match=r"refuses the login .*see that username and password are right") as caught:
         channel.warm_up()
-    assert not caught.value.recoverable
+    assert caught.value.recoverable  # somebody may mend it
     assert "hunter2" not in str(caught.value)
 
 
@@ -76,7 +76,7 @@ def test_a_server_without_starttls_is_not_spoken_to_in_the_clear(
     server = mail_server()
     with pytest.raises(DeliveryError, match="offers no STARTTLS") as caught:
         make("smtp", **table(server.port, security="starttls")).send([notice()], timeout_s=PATIENT_S)
-    assert not caught.value.recoverable
+    assert caught.value.recoverable  # somebody may mend it
     assert server.mails == []
 
 
@@ -188,15 +188,15 @@ def test_who_is_to_wait_is_tried_again_alone(
     assert [mail.rcpt_tos for mail in server.mails] == [[PEOPLE[0], PEOPLE[2]], [PEOPLE[1]]]
 
 
-@pytest.mark.parametrize(("code", "later"), [("550 never", False), ("450 later", True)])
+@pytest.mark.parametrize("code", ["550 never", "450 later"])
 def test_when_all_are_refused_it_failed(
-    code: str, later: bool, mail_server: Callable[..., MailServer], make: Callable[..., Channel]
+    code: str, mail_server: Callable[..., MailServer], make: Callable[..., Channel]
 ) -> None:
     server = mail_server()
     server.refuse.update(dict.fromkeys(PEOPLE, code))
     with pytest.raises(DeliveryError, match=code) as caught:
         make("smtp", **table(server.port)).send([notice()], timeout_s=PATIENT_S)
-    assert caught.value.recoverable is later
+    assert caught.value.recoverable  # `to` may be mended
     assert server.mails == []
 
 

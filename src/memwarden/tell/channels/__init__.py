@@ -105,6 +105,7 @@ class _Also:
         self.close = channel.close
         self.warm_up = channel.warm_up
         self.send = channel.send
+        self.passes_acknowledged: bool = getattr(channel, "passes_acknowledged", False)
         self._channel = channel
         self._problem = problem
 

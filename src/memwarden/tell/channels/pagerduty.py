@@ -52,6 +52,7 @@ class PagerDutyChannel(PostingChannel):
     """See the module."""
 
     kind = "pagerduty"
+    passes_acknowledged = True
 
     def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
         super().__init__(settings, clock=clock)

@@ -1,9 +1,10 @@
 """One HTTP exchange for the channels that post: no redirects, no endless answers, one deadline.
 
 What an answer means is decided here once: 2xx is taken; 408, 425, 429 and 5xx may work later, at the time that
-Retry-After says where it does; every other 4xx is for good. A redirect is refused: whoever can answer with one would
-be sent the notice and its secrets. A kept connection that the other side closed meanwhile is made anew, once; the
-notice's delivery id tells a receiver that got it twice.
+Retry-After says where it does. So may what says no to the sender or the address and not to the notice (401, 403, 404,
+410, a redirect, ...): somebody mends that. Any other 4xx is for good. A redirect is never followed: whoever can answer
+with one would be sent the notice and its secrets. A kept connection that the other side closed meanwhile is made anew,
+once; the notice's delivery id tells a receiver that got it twice.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ __all__ = ["HTTP_OPTIONS", "Answer", "Poster", "PostingChannel", "as_json", "par
 USER_AGENT = "memwarden"
 # 408 request time-out, 425 too early, 429 too many requests (RFC 9110, 8470, 6585): the same again may work.
 _LATER = frozenset({408, 425, 429})
+# Not allowed, to be paid for, not found, gone, of another method, behind a proxy (RFC 9110): about us, or the address.
+_NOT_OF_THE_NOTICE = frozenset({401, 402, 403, 404, 405, 407, 410})
 # Whoever asks for longer is broken, or has no use for the notice any more.
 LONGEST_RETRY_S = 86_400.0
 # How much of an answer is kept: an error message.
@@ -257,11 +260,9 @@ class Poster:
     def _refusal(self, answer: Answer, after: str | None) -> DeliveryError:
         what = f"{self.place} answered {answer.status}"
         if 300 <= answer.status < 400:
-            return DeliveryError(
-                f"{what}, a redirect", where=self._where, mend="write the final address", recoverable=False
-            )
+            return DeliveryError(f"{what}, a redirect", where=self._where, mend="write the final address")
         said = _sentence(answer.text)
-        later = answer.status in _LATER or answer.status >= 500 or answer.status < 200
+        later = answer.status in _LATER | _NOT_OF_THE_NOTICE or answer.status >= 500 or answer.status < 200
         return DeliveryError(
             self._redact(f"{what}: {said}" if said else what),
             where=self._where,

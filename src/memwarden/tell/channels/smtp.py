@@ -40,6 +40,8 @@ __all__ = ["OPTIONS", "SmtpChannel"]
 # RFC 8314: 465 is TLS from the first byte, 587 submission; 25 is what relays within a network use.
 _PORTS = {"starttls": 587, "tls": 465, "none": 25}
 _SHOWN = 200
+# 552: the mail has more bytes than are taken (RFC 5321), which MAIL FROM may say already.
+_TOO_LARGE = 552
 _QUIT_S = 2.0
 
 
@@ -247,18 +249,20 @@ class SmtpChannel:
         if isinstance(error, smtplib.SMTPRecipientsRefused):
             answers = error.recipients
             said = "; ".join(f"{who}: {code} {_decoded(words)}" for who, (code, words) in answers.items())
-            what, later = f"refuses {said}", any(code < 500 for code, _ in answers.values())
-            return DeliveryError(redact(f"{self._place} {what}"), where=where, recoverable=later)
+            mend = "see that `to` is right" if all(code >= 500 for code, _ in answers.values()) else None
+            return DeliveryError(redact(f"{self._place} refuses {said}"), where=where, mend=mend)
         if isinstance(error, smtplib.SMTPResponseException):
             said, code = _decoded(error.smtp_error), error.smtp_code
             login = isinstance(error, smtplib.SMTPAuthenticationError)
             what = f"{'refuses the login' if login else 'answered'} ({code} {said})"
             mend = "see that username and password are right" if login else None
-            later = not 500 <= code < 600  # -1: what is no answer at all
+            # What it says of this mail it says after the data, or of its size; the rest is about us, and can be mended.
+            of_mail = isinstance(error, smtplib.SMTPDataError) or code == _TOO_LARGE
+            later = not (of_mail and 500 <= code < 600)  # -1: what is no answer at all
             return DeliveryError(redact(f"{self._place} {what}"), where=where, mend=mend, recoverable=later)
         if isinstance(error, smtplib.SMTPNotSupportedError):
             what = f"{self._place} cannot do what is asked: {error}"
-            return DeliveryError(redact(what), where=where, mend="correct security or the login", recoverable=False)
+            return DeliveryError(redact(what), where=where, mend="correct security or the login")
         text = clean_line(str(error))[:_SHOWN]
         return DeliveryError(redact(f"{self._place} broke off ({text or type(error).__name__})"), where=where)
 
