@@ -103,7 +103,7 @@ def test_a_life_that_is_on_record_no_more_is_begun_again(folder: Folder) -> None
     assert folder.kept() == {name(box): [(20, 2, 2)]}
 
 
-@pytest.mark.parametrize("pid", [os.getpid(), 4_194_303])
+@pytest.mark.parametrize("pid", [os.getpid(), 4_194_303], ids=["ours", "of nobody"])
 def test_a_box_that_is_made_up_keeps_nobody_from_the_others(
     pid: int, folder: Folder, caplog: pytest.LogCaptureFixture
 ) -> None:
