@@ -568,11 +568,18 @@ def _why(error: OSError | sqlite3.Error) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
+_MENDS = {
+    sqlite3.SQLITE_FULL: "make room on its disk",
+    sqlite3.SQLITE_CORRUPT: "move it away",
+    sqlite3.SQLITE_NOTADB: "move it away",
+}
+
+
 def _store_error(error: sqlite3.Error, where: str) -> StoreError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in _BUSY:
         return StoreError("is locked by another process", where=where, mend=f"`fuser {where}` says by which")
-    mend = "make room on its disk" if code == sqlite3.SQLITE_FULL else "see that it can be written"
+    mend = _MENDS.get(code, "see that it can be written")
     return StoreError(str(error), where=where, mend=mend)
 
 

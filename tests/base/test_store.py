@@ -150,6 +150,18 @@ def test_a_newer_schema_and_a_file_that_is_none_are_refused(tmp_path: Path) -> N
     assert (other / FILE_NAME).read_bytes().startswith(b"no database")
 
 
+def test_a_file_that_is_damaged_in_its_middle_is_to_be_moved_away_too(tmp_path: Path) -> None:
+    with Store(str(tmp_path)) as store:
+        store.write(Checkpoint(name="run", part=0, plan="x"))
+        with store.reading() as db:
+            (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'checkpoints'").fetchone()
+    with (tmp_path / FILE_NAME).open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(b"\xff" * 4096)
+    with Store(str(tmp_path)) as store, pytest.raises(StoreError, match="malformed; move it away"):
+        store.checkpoints("run")
+
+
 def test_threads_share_it(tmp_path: Path) -> None:
     with Store(str(tmp_path)) as store:
 

@@ -193,7 +193,7 @@ class Survival:
         for name in ("tests.jobs.work:total", "x" * 200):
             text = Message(job=name, root="a" * 24, part=123456, attempt=12, low="x" * 2000, high="9").encode()
             assert len(text) <= MOST_BYTES
-            site.jobs.send(text, queue="parked", message_id=f"{'a' * 24}-123456-12")
+            site.jobs.send(text, queue="parked", message_id=f"{'a' * 24}-123456-12-89ab")
         site.jobs.submit(work.total, count=10, queue="parked")
         found = site.texts("parked")
         assert len(found) == 3

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from memwarden.errors import JobError, StoreError
+from memwarden.errors import JobError, KeyOrderError, StatementError, StoreError
 from memwarden.jobs import Ledger, Run, Watch, job, perform, submit, sweep
 from memwarden.jobs.definition import job_of
 from memwarden.jobs.sizes import Histogram
@@ -110,6 +110,53 @@ def test_a_ledger_that_is_away_while_a_body_saves_its_place_fails_nothing(bench:
         assert status_of(bench, root).endings == {"drain": 1}
         bench.work()
         assert status_of(bench, root).state == "done"
+
+
+@pytest.mark.parametrize("how", ["exit", "interrupt"])
+def test_what_ends_the_process_goes_out_though_the_ledger_is_away(bench: Inline, how: str) -> None:
+    with Store(bench.folder) as store:
+        place = Away(store)
+
+        @job(limit="1G", name="tests:leaves")
+        def leaves() -> None:
+            place.times = 1
+            work.ends.function(how)
+
+        bench.ledger = Ledger(place)
+        root = submit(leaves, {}, engine=bench, ledger=bench.ledger)
+        with pytest.raises((SystemExit, KeyboardInterrupt)):
+            bench.work()
+        assert (place.times, status_of(bench, root).endings) == (0, {"running": 1})
+
+
+@pytest.mark.parametrize("error", [KeyOrderError("several rows have one key"), StatementError("has no key")])
+def test_what_would_be_the_same_the_next_time_is_not_tried_again(bench: Inline, error: Exception) -> None:
+    def read() -> None:
+        raise error
+
+    root = submit(job(limit="1G", retries=3, name="tests:read")(read), {}, engine=bench, ledger=bench.ledger)
+    bench.work()
+    assert (status_of(bench, root).state, status_of(bench, root).attempts) == ("failed", 1)
+
+
+def test_a_message_that_is_sent_again_has_another_id(bench: Inline) -> None:
+    """RQ clears a job away by its id when it is over: one that is sent again by then would go with it."""
+    ids: list[str] = []
+
+    class Named(Inline):
+        def send(self, text: str, *, queue: str, delay_s: float = 0.0, priority: int = 0, message_id: str = "") -> None:
+            super().send(text, queue=queue, delay_s=delay_s, priority=priority, message_id=message_id)
+            ids.append(message_id)
+
+    with Store(bench.folder) as store:
+        engine = Named(bench.folder, store)
+        engine.ledger = Ledger(store, resend_s=-1.0)
+        root = submit(work.total, {"count": 3}, engine=engine, ledger=engine.ledger)
+        for _ in range(3):
+            sweep(engine, engine.ledger, Watch())
+    assert len(set(ids)) == len(ids) == 4
+    assert len(set(engine.sent)) == 1
+    assert all(each.startswith(f"{root}-0-0-") for each in ids)
 
 
 def test_a_job_that_is_written_down_is_submitted_though_nobody_could_say_that_it_was_sent(

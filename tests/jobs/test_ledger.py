@@ -414,6 +414,8 @@ def test_results_are_forgotten_when_their_time_is_over(ledger: Ledger) -> None:
     ledger.finish(take(ledger, root), "[1]")
     assert (ledger.expire(), ledger.result(root)) == (0, [1])
     clock_of(ledger).advance(61.0)
+    with pytest.raises(JobError, match="has a result no longer"):  # whether or not anybody has swept
+        ledger.result(root)
     assert (ledger.expire(), ledger.status(root)) == (1, None)
     with pytest.raises(JobError, match="its result may have expired"):
         ledger.result(root)
@@ -994,6 +996,17 @@ def test_what_a_worker_counted_in_its_broker_stands_beside_the_parts_for_a_minut
     assert rows["rq", "mail"]["waiting"] == 0
     clock_of(ledger).advance(COUNTED_S + 1)
     assert ledger.statistics() == []
+
+
+def test_statistics_count_jobs_by_each_of_their_states(ledger: Ledger) -> None:
+    done, failed, cancelled, _open = (ledger.submit("work", {})[0] for _ in range(4))
+    ledger.finish(take(ledger, done), None)
+    ledger.fail(take(ledger, failed), "no", final=True)
+    ledger.cancel(cancelled)
+    (row,) = ledger.statistics()
+    states = ("jobs", "jobs_open", "jobs_done", "jobs_failed", "jobs_cancelled")
+    assert [row[name] for name in states] == [4, 1, 1, 1, 1]
+    assert [row[name] for name in ("waiting", "running", "done", "failed")] == [1, 0, 1, 1]
 
 
 def test_what_waits_in_a_broker_that_is_behind_is_not_sent_again_and_again(ledger: Ledger) -> None:

@@ -14,6 +14,7 @@ import pytest
 from memwarden.errors import ConfigError, JobError, UnitError
 from memwarden.jobs import Ledger, Message, Runner, current, job, perform, should_split, submit
 from memwarden.jobs.definition import job_of
+from memwarden.jobs.ledger import Claim, Worker
 from memwarden.store import Store
 from tests.jobs import work
 from tests.jobs.contract import over
@@ -402,6 +403,28 @@ def test_a_runner_of_some_queues_is_idle_when_nothing_waits_in_them(tmp_path_fac
         assert (runner.status(root).state, runner.status(other).state) == ("done", "open")
 
 
+def test_a_runner_is_not_idle_while_another_one_has_a_part_at_work(bench: Inline) -> None:
+    """It may come back, or be cut into more."""
+
+    claim: Claim | str
+
+    class Second(Runner):
+        turns = 0
+
+        def turn(self) -> None:
+            super().turn()
+            self.turns += 1
+            if self.turns == 3:
+                assert not isinstance(claim, str)
+                self.ledger.finish(claim, "7")
+
+    with Second(bench.folder, memory="1G", workers=1) as runner:
+        root = runner.submit(work.waits, {"count": 3})
+        claim = runner.ledger.claim(Message(job="", root=root, part=0, attempt=0), Worker.here())
+        runner.run(until_idle=True)
+        assert (runner.turns, runner.result(root)) == (3, 7)
+
+
 @pytest.mark.parametrize(
     ("start", "said"),
     [("auto", "this one has other threads (watcher)"), ("spawn", "by start='spawn'"), ("fork", "")],
@@ -498,6 +521,8 @@ def test_the_command_line_cancels_and_retries(folder: str) -> None:
     [
         (["status", "nothing"], "job nothing: is not known here"),
         (["retry", "nothing"], "job nothing: is not known here"),
+        (["cancel", "nothing"], "job nothing: is not known here"),
+        (["quarantine", "nothing"], "job nothing: is not known here"),
         (["work", "--import", "no.such.module", "--until-idle"], "--import no.such.module: cannot be imported"),
         (["work", "--memory", "much"], "memory: 'much' is not a size"),
         (["work", "--workers", "0"], "workers: 0 is no such number"),
@@ -510,6 +535,28 @@ def test_the_command_line_refuses_in_one_line(folder: str, words: list[str], sai
     assert ended.returncode == 2
     assert said in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words", [["list"], ["status", "a"], ["stats"], ["ledger", "a"], ["quarantine"], ["retry", "a"], ["cancel", "a"]],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_a_store_that_is_only_looked_for_is_not_made(tmp_path: Path, words: list[str]) -> None:
+    ended = run(str(tmp_path / "typo"), *words)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == f"memwarden: {tmp_path}/typo/memwarden.db: there is none yet\n"
+    assert not (tmp_path / "typo").exists()
+
+
+def test_the_heads_of_the_statistics_say_what_they_count(folder: str) -> None:
+    head = run(folder, "stats").stdout.splitlines()[0]
+    for words in ("PARTS DONE", "PARTS FAILED", "JOBS OPEN", "JOBS DONE", "JOBS FAILED", "JOBS CANCELLED"):
+        assert words in head
+
+
+def test_a_job_that_is_not_known_cannot_be_cancelled(bench: Inline) -> None:
+    with Runner(bench.folder, memory="1G") as runner, pytest.raises(JobError, match="job nosuch: is not known here"):
+        runner.cancel("nosuch")
 
 
 def test_a_worker_of_the_local_engine_says_that_the_shared_ledger_is_not_its(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -65,24 +66,26 @@ def add_arguments(parser: ArgumentParser) -> None:
     made.add_argument("--fence", choices=("auto", "on", "off"), default="auto", help="refuse what passes a hard limit")
     made.add_argument("--no-cgroup", action="store_true", help="make no memory cgroups for parts")
     made.add_argument("--grace", default="30s", metavar="TIME", help="for parts to stop at SIGTERM (default 30s)")
-    made.add_argument("--until-idle", action="store_true", help="end when no part is left")
+    made.add_argument("--until-idle", action="store_true", help="end when no part is left, nor at work elsewhere")
 
 
 def run(args: Namespace) -> int:
     """One of them."""
     if args.command == "work":
         return _work(args)
-    from contextlib import closing
-
     from memwarden.jobs.ledger import Ledger
     from memwarden.jobs.places import open_place
 
-    with closing(open_place(args.dir, url=args.ledger)) as place:
-        commands: dict[str, Callable[[Namespace, Ledger], int]] = {
-            "list": _list, "status": _status, "stats": _stats, "ledger": _ledger, "quarantine": _quarantine,
-            "retry": _retry, "cancel": _cancel,
-        }  # fmt: skip
-        return commands[args.command](args, Ledger(place))
+    looks: dict[str, Callable[[Namespace, Ledger], int]] = {
+        "list": _list, "status": _status, "stats": _stats, "ledger": _ledger, "quarantine": _quarantine,
+    }  # fmt: skip
+    with contextlib.closing(open_place(args.dir, url=args.ledger, reading=True)) as place:
+        if args.command in looks:
+            return looks[args.command](args, Ledger(place))
+        _found(Ledger(place), args.id)  # what is only looked for is not made by that
+    changes: dict[str, Callable[[Namespace, Ledger], int]] = {"retry": _retry, "cancel": _cancel}
+    with contextlib.closing(open_place(args.dir, url=args.ledger)) as place:
+        return changes[args.command](args, Ledger(place))
 
 
 # --- the worker ----------------------------------------------------------------------------------------------------
@@ -172,19 +175,20 @@ def _found(ledger: Ledger, root: str) -> Status:
 def _status(args: Namespace, ledger: Ledger) -> int:
     status = _found(ledger, args.id)
     document = status.as_dict()
-    document["result"] = ledger.result(args.id) if status.state == "done" else None
+    document["result"] = None
+    with contextlib.suppress(JobError):  # it is not done, or its result is not kept any longer
+        document["result"] = ledger.result(args.id)
     rows = [(name, one_line(value, 200)) for name, value in document.items() if value is not None]
     return _print(args, document, ("FIELD", "VALUE"), rows, "")
 
 
 def _stats(args: Namespace, ledger: Ledger) -> int:
     found = ledger.statistics()
-    names = (
-        "engine", "queue", "type", "waiting", "delayed", "running", "done", "failed", "jobs_open", "jobs_failed",
-        "broker_waiting", "broker_taken",
-    )  # fmt: skip
+    parts = ("waiting", "delayed", "running", "done", "failed")
+    others = ("jobs_open", "jobs_done", "jobs_failed", "jobs_cancelled", "broker_waiting", "broker_taken")
+    names = ("engine", "queue", "type", *parts, *others)
     rows = [["-" if row[name] is None else one_line(row[name]) or "-" for name in names] for row in found]
-    heads = [name.upper().replace("_", " ") for name in names]
+    heads = [f"{'PARTS ' if name in parts else ''}{name.upper().replace('_', ' ')}" for name in names]
     return _print(args, found, heads, rows, "no job is in this store")
 
 
@@ -205,6 +209,8 @@ def _ledger(args: Namespace, ledger: Ledger) -> int:
 
 
 def _quarantine(args: Namespace, ledger: Ledger) -> int:
+    if args.id is not None:
+        _found(ledger, args.id)
     found = ledger.quarantined(args.id)
     rows = [
         (
@@ -225,7 +231,6 @@ def _retry(args: Namespace, ledger: Ledger) -> int:
 
 
 def _cancel(args: Namespace, ledger: Ledger) -> int:
-    _found(ledger, args.id)
     done = ledger.cancel(args.id)
     word = "cancelled" if done else "was over already"
     return _print(args, {"id": args.id, "cancelled": done}, ("JOB", "IT IS"), [(args.id, word)], "")

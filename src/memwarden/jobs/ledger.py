@@ -1058,7 +1058,14 @@ class Ledger:
 
     def queues_waiting(self, engine: str) -> set[str]:
         """The queues in which parts of this engine wait. Cheap, however much is on record: an index has them."""
-        query = "SELECT DISTINCT queue FROM job_parts WHERE state = 'ready' AND engine = :engine"
+        return self._queues(engine, "state = 'ready'")
+
+    def queues_left(self, engine: str) -> set[str]:
+        """The queues in which parts of this engine wait, or are at work."""
+        return self._queues(engine, "state IN ('ready', 'running')")
+
+    def _queues(self, engine: str, which: str) -> set[str]:
+        query = f"SELECT DISTINCT queue FROM job_parts WHERE {which} AND engine = :engine"  # noqa: S608  our words
         with self._place.transaction() as db:
             return {row[0] for row in db.execute(query, {"engine": engine}).fetchall()}
 
@@ -1080,7 +1087,9 @@ class Ledger:
             db.execute("DELETE FROM job_queues WHERE engine = :engine AND unix_s < :old", values)
 
     def statistics(self) -> list[dict[str, Any]]:
-        """Per engine, queue and job type: parts that wait, run, are delayed; jobs that are open, done, failed.
+        """Per engine, queue and job type: parts that wait, are delayed, run, are done, failed; and `jobs` with theirs.
+
+        A job is counted in each queue of its parts: open, done, failed, cancelled.
 
         `broker_waiting` and `broker_taken` are messages of the whole queue, whatever they are for, as a worker counted
         them within COUNTED_S; None is not known. A queue that only the broker knows has a row of its own.
@@ -1092,13 +1101,15 @@ class Ledger:
             " SUM(CASE WHEN p.state = 'running' THEN 1 ELSE 0 END), SUM(CASE WHEN p.state = 'done' THEN 1 ELSE 0 END),"
             " SUM(CASE WHEN p.state = 'failed' THEN 1 ELSE 0 END), COUNT(DISTINCT j.id),"
             " COUNT(DISTINCT CASE WHEN j.state = 'open' THEN j.id END),"
-            " COUNT(DISTINCT CASE WHEN j.state = 'failed' THEN j.id END)"
+            " COUNT(DISTINCT CASE WHEN j.state = 'done' THEN j.id END),"
+            " COUNT(DISTINCT CASE WHEN j.state = 'failed' THEN j.id END),"
+            " COUNT(DISTINCT CASE WHEN j.state = 'cancelled' THEN j.id END)"
             " FROM job_parts p JOIN jobs j ON j.id = p.root GROUP BY p.engine, p.queue, j.type"
             " ORDER BY p.engine, p.queue, j.type"
         )
         names = (
             "engine", "queue", "type", "waiting", "delayed", "running", "done", "failed", "jobs", "jobs_open",
-            "jobs_failed",
+            "jobs_done", "jobs_failed", "jobs_cancelled",
         )  # fmt: skip
         with self._place.transaction() as db:
             rows = db.execute(query, {"now": now}).fetchall()
@@ -1248,12 +1259,17 @@ class Ledger:
     def result(self, root: str) -> Any:
         """The result of a job that is done. Raises JobError where it is not, or is not known."""
         with self._place.transaction() as db:
-            found = db.execute("SELECT state, result, error FROM jobs WHERE id = :root", {"root": root}).fetchone()
+            query = "SELECT state, result, error, expires_unix_s FROM jobs WHERE id = :root"
+            found = db.execute(query, {"root": root}).fetchone()
         if found is None:
             raise JobError("is not known here", where=f"job {root}", mend="its result may have expired")
         if found[0] != "done":
             why = f" ({found[2]})" if found[2] else ""
             raise JobError(f"is {found[0]}{why}", where=f"job {root}", mend="only a job that is done has a result")
+        if found[3] is not None and found[3] <= self._clock.wall():
+            raise JobError(
+                "has a result no longer", where=f"job {root}", mend="@job(keep=...) says how long it has one"
+            )
         return None if found[1] is None else json.loads(found[1])
 
     def results(self, root: str) -> Iterator[Any]:
@@ -1304,11 +1320,6 @@ class Watch:
         self._looked_s: float | None = None
         self._seen: dict[tuple[str, int, int], tuple[int, float]] = {}  # the beat, and how long it stood still
         self._gone: dict[tuple[str, int, int], float] = {}
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether a worker is gone whose parent is left some time to say how."""
-        return bool(self._gone)
 
     def dead(self, parts: Sequence[Part]) -> list[tuple[tuple[str, int, int], str, str]]:
         """Of the parts that are running: those whose worker is gone, the kind of its death, why that is thought."""

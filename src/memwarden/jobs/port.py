@@ -11,7 +11,8 @@ processes. `perform` does what a message asks for. `sweep` sends again what was 
 - `send(text, *, queue, delay_s, priority, message_id)`: put one message (at most `MOST_BYTES` bytes of ASCII) where a
   worker will get it. It may block for a moment. It raises `JobError` (or an `OSError`) where the broker is away: then
   whoever sent it does the work itself, or `sweep` sends it later. `delay_s` is 0 unless `can.delay`; `priority` (0 the
-  least, 9 the most) is passed as it is and may be ignored. `message_id` is unique for each part and attempt.
+  least, 9 the most) is passed as it is and may be ignored. `message_id` is another one each time, also where the same
+  message is sent again.
 - `statistics()`: what is waiting in each queue of the broker, as far as it can be asked; () where it cannot.
 
 **What an adapter does in the worker**, when a message arrives:

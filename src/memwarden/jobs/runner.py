@@ -214,7 +214,11 @@ class Runner:
         return status
 
     def cancel(self, root: str) -> bool:
-        """End it: nothing more of it is begun, and what runs here is stopped. False where it is over."""
+        """End it: nothing more of it is begun, and what runs here is stopped. False where it is over.
+
+        Raises JobError where it is not known.
+        """
+        self.status(root)
         done = self.ledger.cancel(root)
         for each in list(self._children.values()):  # the loop may be in another thread
             if each.part.root == root:
@@ -224,7 +228,10 @@ class Runner:
     # --- the loop ----------------------------------------------------------------------------------------------
 
     def run(self, *, until_idle: bool = False) -> None:
-        """Work until `stop`, or until no part is left (`until_idle`); then let those that run come to rest."""
+        """Work until `stop`, or until no part is left (`until_idle`); then let those that run come to rest.
+
+        A part that another runner has at work is left too: what comes of it may be for this one.
+        """
         self.begin()
         try:
             while not self._stop.is_set():
@@ -237,11 +244,11 @@ class Runner:
             self._end_all()
 
     def _is_idle(self) -> bool:
-        """Whether nothing runs here, nothing waits, and nobody is gone whose part comes back in a moment."""
-        if self._children or self._watch.is_waiting:
+        """Whether nothing runs, here or elsewhere, and nothing waits."""
+        if self._children:
             return False
-        waiting = self.ledger.queues_waiting(self.engine.name)
-        return waiting.isdisjoint(self._queues) if self._queues else not waiting
+        left = self.ledger.queues_left(self.engine.name)
+        return left.isdisjoint(self._queues) if self._queues else not left
 
     def begin(self) -> None:
         """Make what parts need; `run` does it, and who turns the loop by himself."""

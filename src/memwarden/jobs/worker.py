@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import mmap
+import secrets
 import sys
 import threading
 import zlib
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from memwarden.act.fence import refusal
 from memwarden.clock import SystemClock
-from memwarden.errors import JobError, StoreError
+from memwarden.errors import JobError, KeyOrderError, StatementError, StoreError
 from memwarden.facts import Fact
 from memwarden.flow.sizing import Sizer
 from memwarden.jobs import run as runs
@@ -116,8 +117,10 @@ def _send(messages: Sequence[Message], engine: Engine, ledger: Ledger) -> int:
         if queue in failed or (delay_s > 0 and not engine.can.delay):
             continue
         rank = min(max(priority, 0), 9)  # as brokers have it
+        # Its own each time: a broker's client may still be at clearing away the one before.
+        name = f"{message.id}-{secrets.token_hex(2)}"
         try:
-            engine.send(message.encode(), queue=queue, delay_s=delay_s, priority=rank, message_id=message.id)
+            engine.send(message.encode(), queue=queue, delay_s=delay_s, priority=rank, message_id=name)
         except (JobError, OSError) as error:
             _log.warning("%s: cannot send to queue %s (%s); it is kept and sent later", engine.name, queue, error)
             failed.add(queue)
@@ -320,7 +323,7 @@ class _Attempt:
                 raise
             except MemoryError as error:
                 return self._stopped(Stopped("memory_error", _in_words(error)))
-            except JobError as error:
+            except (JobError, StatementError, KeyOrderError) as error:  # it would be the same the next time
                 return self._failed(error, final=True)
             except Exception as error:  # noqa: BLE001  a job may raise anything
                 if refusal(error) is not None:  # the fence refused, and an extension made another error of it
@@ -329,7 +332,7 @@ class _Attempt:
             except BaseException as error:  # whatever it is, the rest is not lost
                 if _is_cancelled(error) and not self._is_told_to_end():
                     return self._failed(error, final=False)
-                with contextlib.suppress(LostError):
+                with contextlib.suppress(LostError, _AwayError):  # what ends the process goes out, whatever else is
                     self._ended_by(error)
                 raise
         except _AwayError:
