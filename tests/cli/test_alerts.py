@@ -113,6 +113,22 @@ def test_a_silence_is_set_shown_and_ended(place: Place) -> None:
     assert [each["what"] for each in place.receiver.got] == ["raised"]
 
 
+def test_a_silence_says_what_it_covers(place: Place) -> None:
+    place.run("alerts", "check")
+    (key,) = [each["key"] for each in place.json("list")["alerts"]]
+    assert "key=foo covers of what is on: nothing" in place.run("alerts", "silence", "foo").stdout
+    assert f"kind=high* covers of what is on: {key}" in place.run("alerts", "silence", "kind=high*").stdout
+    assert place.json("silence", "level=WARN*")["covers"] == [key]
+
+
+def test_a_collector_that_fails_is_a_failure_of_the_test(place: Place) -> None:
+    table = '[alerts.channels.log]\nkind = "log"\n[alerts.collectors]\ncpu = true\ndisk = "/nonexistent"\n'
+    place.write(table)
+    lines = place.run("alerts", "test", code=1).stdout.splitlines()
+    assert lines[1] == "collector disk: FAILED: /nonexistent: No such file or directory"
+    assert lines[2].startswith("store: ok")
+
+
 def test_test_sends_by_every_channel_and_looks_at_the_store(place: Place) -> None:
     rows = place.json("test")
     assert [(row["channel"], row["ok"]) for row in rows] == [("hook", True), ("store", True)]
@@ -205,6 +221,8 @@ def test_one_receiver_configured_twice_is_said(place: Place) -> None:
         (["silence"], "no matcher given"),
         (["silence", "*", "--for", "never"], "'never' is not a duration"),
         (["silence", "nonsense=1"], "matches nothing"),
+        (["silence", "level=xx"], "'level=xx' matches nothing; level is one of warning, critical, emergency"),
+        (["silence", "kind=leek"], "'kind=leek' matches nothing; kind is one of high_usage, "),
         (["silence", "--end", "7"], "silence 7 is not in force"),
         (["history", "--since", "x"], "'x' is not a duration"),
         (["history", "--limit", "0"], "0 is none"),
