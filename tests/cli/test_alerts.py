@@ -185,6 +185,16 @@ def test_a_channel_that_fails_is_listed_with_what_becomes_of_its_notices(place: 
     assert "a notice is given up after 3 tries: " in place.run("alerts", "list").stdout
 
 
+def test_what_only_waits_on_is_not_counted_as_told(place: Place) -> None:
+    hook = '[alerts]\n[alerts.channels.hook]\nkind = "webhook"\nurl = "http://127.0.0.1:9/x"\n'
+    place.write(hook)
+    assert place.run("alerts", "check").stdout.endswith("of the limit; 0 told, 1 waiting\n")
+    place.write(f'{hook}[alerts.channels.log]\nkind = "log"\n')
+    assert place.run("alerts", "check").stdout.endswith("; 1 told, 1 waiting\n")
+    assert place.run("alerts", "check").stdout.endswith("; 0 told, 1 waiting\n")
+    assert place.run("alerts", "deliver").stdout == "0 told: 0 delivered, 1 waiting\n"
+
+
 def test_one_look_tells_also_while_somebody_else_has_the_store_locked(place: Place) -> None:
     place.run("alerts", "list")
     with contextlib.closing(sqlite3.connect(place.folder / "state" / FILE_NAME, isolation_level=None)) as other:

@@ -351,8 +351,14 @@ def _check(args: Namespace) -> int:
         _json({"level": found.verdict.level.name, "told": [_told(each) for each in found.told]})
     else:
         ratio = format_ratio(found.verdict.reading.pressure_ratio)
-        print(f"{found.verdict.level.name}, {ratio} of the limit; {len(found.told)} told")
+        told = sum(1 for each in found.told if each.delivered)
+        print(f"{found.verdict.level.name}, {ratio} of the limit; {told} told{_waiting(found.told)}")
     return FAILED if args.fail and found.verdict.level else 0
+
+
+def _waiting(told: Sequence[Told]) -> str:
+    count = sum(1 for each in told if any(state == "pending" for _, state, _, _ in each.deliveries))
+    return f", {count} waiting" if count else ""
 
 
 def _deliver(args: Namespace) -> int:
@@ -372,7 +378,8 @@ def _deliver(args: Namespace) -> int:
     if args.format == "json":
         _json([_told(each) for each in told])
     else:
-        print(f"{len(told)} told: {states.count('sent')} delivered, {states.count('pending')} waiting")
+        delivered, count = sum(each.delivered for each in told), sum(1 for each in told if each.delivered)
+        print(f"{count} told: {delivered} delivered, {states.count('pending')} waiting")
     return FAILED if "dead" in states else 0
 
 
