@@ -113,6 +113,22 @@ def test_a_silence_is_set_shown_and_ended(place: Place) -> None:
     assert [each["what"] for each in place.receiver.got] == ["raised"]
 
 
+def test_a_silence_says_what_it_covers(place: Place) -> None:
+    place.run("alerts", "check")
+    (key,) = [each["key"] for each in place.json("list")["alerts"]]
+    assert "key=foo covers of what is on: nothing" in place.run("alerts", "silence", "foo").stdout
+    assert f"kind=high* covers of what is on: {key}" in place.run("alerts", "silence", "kind=high*").stdout
+    assert place.json("silence", "level=WARN*")["covers"] == [key]
+
+
+def test_a_collector_that_fails_is_a_failure_of_the_test(place: Place) -> None:
+    table = '[alerts.channels.log]\nkind = "log"\n[alerts.collectors]\ncpu = true\ndisk = "/nonexistent"\n'
+    place.write(table)
+    lines = place.run("alerts", "test", code=1).stdout.splitlines()
+    assert lines[1] == "collector disk: FAILED: /nonexistent: No such file or directory"
+    assert lines[2].startswith("store: ok")
+
+
 def test_test_sends_by_every_channel_and_looks_at_the_store(place: Place) -> None:
     rows = place.json("test")
     assert [(row["channel"], row["ok"]) for row in rows] == [("hook", True), ("store", True)]
@@ -169,6 +185,16 @@ def test_a_channel_that_fails_is_listed_with_what_becomes_of_its_notices(place: 
     assert "a notice is given up after 3 tries: " in place.run("alerts", "list").stdout
 
 
+def test_what_only_waits_on_is_not_counted_as_told(place: Place) -> None:
+    hook = '[alerts]\n[alerts.channels.hook]\nkind = "webhook"\nurl = "http://127.0.0.1:9/x"\n'
+    place.write(hook)
+    assert place.run("alerts", "check").stdout.endswith("of the limit; 0 told, 1 waiting\n")
+    place.write(f'{hook}[alerts.channels.log]\nkind = "log"\n')
+    assert place.run("alerts", "check").stdout.endswith("; 1 told, 1 waiting\n")
+    assert place.run("alerts", "check").stdout.endswith("; 0 told, 1 waiting\n")
+    assert place.run("alerts", "deliver").stdout == "0 told: 0 delivered, 1 waiting\n"
+
+
 def test_one_look_tells_also_while_somebody_else_has_the_store_locked(place: Place) -> None:
     place.run("alerts", "list")
     with contextlib.closing(sqlite3.connect(place.folder / "state" / FILE_NAME, isolation_level=None)) as other:
@@ -205,6 +231,8 @@ def test_one_receiver_configured_twice_is_said(place: Place) -> None:
         (["silence"], "no matcher given"),
         (["silence", "*", "--for", "never"], "'never' is not a duration"),
         (["silence", "nonsense=1"], "matches nothing"),
+        (["silence", "level=xx"], "'level=xx' matches nothing; level is one of warning, critical, emergency"),
+        (["silence", "kind=leek"], "'kind=leek' matches nothing; kind is one of high_usage, "),
         (["silence", "--end", "7"], "silence 7 is not in force"),
         (["history", "--since", "x"], "'x' is not a duration"),
         (["history", "--limit", "0"], "0 is none"),

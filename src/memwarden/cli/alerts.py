@@ -11,6 +11,7 @@ from memwarden import config
 from memwarden.clock import SystemClock
 from memwarden.errors import ConfigError, DeliveryError, MemwardenError, StoreError
 from memwarden.facts import Level, Notice
+from memwarden.tell.collectors import BUILT_IN
 from memwarden.tell.engine import parse_matcher
 from memwarden.tell.outbox import OVERTAKEN, Outbox
 from memwarden.tell.sender import Teller, build_channels
@@ -264,9 +265,13 @@ def _silence(args: Namespace) -> int:
     if lasts_s <= 0:
         raise ConfigError(f"{args.lasts!r} is no time", where="--for", mend="write a duration such as 2h")
     number = outbox.silence(parse_matcher(args.matcher), time.time() + lasts_s, args.by, args.comment)
+    (made,) = [each for each in outbox.silences() if each.number == number]
+    covered = [each.key for each in outbox.incidents() if made.covers(each, time.time())]
     if args.format == "json":
-        return _json({"number": number, "until_unix_s": time.time() + lasts_s})
+        return _json({"number": number, "until_unix_s": time.time() + lasts_s, "covers": covered})
     print(f"silence {number} for {format_duration(lasts_s)}; end it with `memwarden alerts silence --end {number}`")
+    words = " ".join("=".join(pair) for pair in made.matcher)
+    print(f"{words} covers of what is on: {', '.join(covered) or 'nothing'}")
     return 0
 
 
@@ -281,6 +286,7 @@ def _test(args: Namespace) -> int:
             names = ", ".join(settings.policy.channels)
             raise ConfigError(f"there is no channel {args.channel!r} in use", where="--channel", mend=f"write {names}")
     rows = [_try(channel, settings) for channel in channels]
+    rows += [row for each in settings.collectors for row in _try_collector(*each)]
     rows.append(_try_store(settings))
     if args.format == "json":
         _json(rows)
@@ -288,6 +294,15 @@ def _test(args: Namespace) -> int:
         for row in rows:
             print(f"{row['channel']}: {'ok' if row['ok'] else 'FAILED'}: {row['said']}")
     return 0 if all(row["ok"] for row in rows) else FAILED
+
+
+def _try_collector(name: str, argument: str) -> list[dict[str, Any]]:
+    """Ask it once; a line where it fails."""
+    try:
+        BUILT_IN[name](argument)
+    except OSError as error:
+        return [{"channel": f"collector {name}", "ok": False, "said": f"{argument}: {error.strerror}"}]
+    return []
 
 
 def _try_store(settings: AlertSettings) -> dict[str, Any]:
@@ -336,8 +351,14 @@ def _check(args: Namespace) -> int:
         _json({"level": found.verdict.level.name, "told": [_told(each) for each in found.told]})
     else:
         ratio = format_ratio(found.verdict.reading.pressure_ratio)
-        print(f"{found.verdict.level.name}, {ratio} of the limit; {len(found.told)} told")
+        told = sum(1 for each in found.told if each.delivered)
+        print(f"{found.verdict.level.name}, {ratio} of the limit; {told} told{_waiting(found.told)}")
     return FAILED if args.fail and found.verdict.level else 0
+
+
+def _waiting(told: Sequence[Told]) -> str:
+    count = sum(1 for each in told if any(state == "pending" for _, state, _, _ in each.deliveries))
+    return f", {count} waiting" if count else ""
 
 
 def _deliver(args: Namespace) -> int:
@@ -357,7 +378,8 @@ def _deliver(args: Namespace) -> int:
     if args.format == "json":
         _json([_told(each) for each in told])
     else:
-        print(f"{len(told)} told: {states.count('sent')} delivered, {states.count('pending')} waiting")
+        delivered, count = sum(each.delivered for each in told), sum(1 for each in told if each.delivered)
+        print(f"{count} told: {delivered} delivered, {states.count('pending')} waiting")
     return FAILED if "dead" in states else 0
 
 

@@ -98,12 +98,10 @@ def _plain(value: Any) -> Any:
 
 
 def _bind(name: str, argument: str) -> Callable[[], Any]:
-    if name == "cpu":
-        return cpu
-    return connections if name == "connections" else lambda: disk(argument)
+    return lambda: BUILT_IN[name](argument)
 
 
-def cpu() -> dict[str, Any]:
+def cpu(_: str = "") -> dict[str, Any]:
     """The load of the machine over one minute, and its processors."""
     return {"load_1min": round(os.getloadavg()[0], 2), "processors": os.cpu_count()}
 
@@ -114,7 +112,7 @@ def disk(path: str) -> dict[str, Any]:
     return {"path": path, "free_bytes": found.f_bavail * found.f_frsize, "total_bytes": found.f_blocks * found.f_frsize}
 
 
-def connections() -> int:
+def connections(_: str = "") -> int:
     """The open sockets of this process."""
     count = 0
     for name in os.listdir("/proc/self/fd"):
@@ -123,3 +121,6 @@ def connections() -> int:
         except OSError:
             continue
     return count
+
+
+BUILT_IN: Mapping[str, Callable[[str], Any]] = {"cpu": cpu, "disk": disk, "connections": connections}

@@ -25,7 +25,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 
 from memwarden.facts import Fact, Level
-from memwarden.tell.signals import ENDS
+from memwarden.tell.signals import ENDS, KINDS
 from memwarden.units import format_bytes, format_duration, format_ratio
 
 TYPE_CHECKING = False
@@ -142,6 +142,8 @@ class Silence(Fact):
         return all(fnmatchcase(values.get(name, level), pattern) for name, pattern in self.matcher)
 
 
+# What has a few values alone: a pattern that fits none of them is a slip.
+_WORDS = {"kind": tuple(KINDS), "level": tuple(level.name.lower() for level in Level if level)}
 MATCHED = ("key", "kind", "target", "host", "level")
 
 
@@ -156,7 +158,11 @@ def parse_matcher(text: str) -> tuple[tuple[str, str], ...]:
             name, pattern = "key", word
         if name not in MATCHED or not pattern:
             raise ConfigError(f"{word!r} matches nothing", where="matcher", mend=f"write {'=..., '.join(MATCHED)}=...")
-        found.append((name, pattern.lower() if name == "level" else pattern))
+        pattern = pattern.lower() if name in _WORDS else pattern
+        if name in _WORDS and not any(fnmatchcase(word, pattern) for word in _WORDS[name]):
+            words = ", ".join(_WORDS[name])
+            raise ConfigError(f"{word!r} matches nothing", where="matcher", mend=f"{name} is one of {words}")
+        found.append((name, pattern))
     if not found:
         raise ConfigError("is empty", where="matcher", mend='write kind=leak, or "*" for everything')
     return tuple(found)

@@ -114,12 +114,16 @@ class Claim(Fact):
 
 
 class Told(Alert):
-    """One event of the history, and how its deliveries went: (channel, state, attempts, error)."""
+    """One event of the history, and how its deliveries went: (channel, state, attempts, error).
+
+    `delivered` is how many of them went out in the time that was asked for.
+    """
 
     id: str
     details: Mapping[str, Any]
     why: Mapping[str, str]
     deliveries: tuple[tuple[str, str, int, str], ...] = ()
+    delivered: int = 0
 
 
 class ChannelState(Fact):
@@ -1028,12 +1032,15 @@ class Outbox:
             found = []
             for row in rows:
                 went = db.execute(
-                    "SELECT channel, state, attempts, error FROM alert_deliveries WHERE event = ? ORDER BY channel",
+                    "SELECT channel, state, attempts, error, done_unix_s FROM alert_deliveries WHERE event = ? "
+                    "ORDER BY channel",
                     row[:1],
                 ).fetchall()
+                sent = [at for _, state, _, _, at in went if state == "sent" and (touched is None or at >= touched)]
                 event = dict(zip(_EVENT, row[1:], strict=True))
                 event |= {"level": Level(event["level"]), "details": json.loads(event["details"])}
-                event |= {"why": json.loads(event["why"]), "deliveries": tuple(tuple(each) for each in went)}
+                event |= {"why": json.loads(event["why"]), "deliveries": tuple(tuple(each[:4]) for each in went)}
+                event["delivered"] = len(sent)
                 found.append(Told(**event))
         return found
 
