@@ -222,7 +222,7 @@ class Runner:
         done = self.ledger.cancel(root)
         for each in list(self._children.values()):  # the loop may be in another thread
             if each.part.root == root:
-                self._ask_to_end(each.pid, self._clock.monotonic())
+                _kill(each.pid, signal.SIGTERM)
         return done
 
     # --- the loop ----------------------------------------------------------------------------------------------
