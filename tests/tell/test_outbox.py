@@ -724,6 +724,16 @@ def test_a_full_disk_is_an_error_and_nothing_is_half_written(desk: Desk) -> None
     assert states == events == {"high_usage:shop"}
 
 
+def test_a_probe_finds_a_full_disk_and_leaves_nothing(desk: Desk) -> None:
+    db = desk.outbox._store._db
+    desk.outbox.probe()
+    assert db.execute("SELECT count(*) FROM alert_taken").fetchone() == (0,)
+    db.execute("VACUUM")
+    db.execute(f"PRAGMA max_page_count = {db.execute('PRAGMA page_count').fetchone()[0]}")
+    with pytest.raises(StoreError, match="full"):
+        desk.outbox.probe()
+
+
 def test_a_store_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / FILE_NAME) as db:
         db.execute("PRAGMA user_version = 99")

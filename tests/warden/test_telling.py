@@ -58,7 +58,7 @@ def test_a_leak_is_told_with_cause_and_advice_and_what_was_done_about_it(stage: 
     warden = stage.warden(alerts={**NOW, "channels": {"ops": ops}}, directory=str(tmp_path))
     stage.run(warden, 130, Leaking(stage, 0.5))
     notices = ops.wait_for(1)
-    while notices[-1].level < Level.CRITICAL:  # what was suspected, and waits when it is confirmed, is not told any more
+    while notices[-1].level < Level.CRITICAL:  # what is suspected, and waits until it is confirmed, is not told
         notices = ops.wait_for(len(notices) + 1)
     told = [(each.kind, each.what, each.level.name) for each in notices if each.kind == "leak"]
     assert told[-1] == ("leak", "changed", "CRITICAL")

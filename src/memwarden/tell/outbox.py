@@ -87,6 +87,8 @@ LONGEST_LEASE_S = LONGEST_TIMEOUT_S + LEASE_MARGIN_S
 FIRST_REST_S, LONGEST_REST_S = 1.0, 300.0
 LONGEST_RETRY_AFTER_S = 3600.0
 _WAKES = 200
+# More than what a page of the file, or a block of the disk, has left by chance.
+PROBE_BYTES = 64 << 10
 # Later notices of a state that are looked through for one that takes the place of what waits.
 _MOST_LATER = 200
 # Deliveries that went out past the file and wait to be put down there: below SQLite's least number of variables (999).
@@ -539,6 +541,19 @@ class Outbox:
             for name in self._policy.channels:
                 self._weigh_channel(db, name)
         return found
+
+    def probe(self) -> None:
+        """Write something of a size, and delete it again. Raises StoreError where there is no room for it."""
+        with self._store.transaction() as db:
+            db.execute("INSERT INTO alert_taken (id) VALUES (?)", (f"probe {_new_id()} {'x' * PROBE_BYTES}",))
+        with self._store.transaction() as db:
+            db.execute("DELETE FROM alert_taken WHERE id GLOB 'probe *'")
+
+    def strange(self, ids: Iterable[str]) -> set[str]:
+        """Which of these signals were never taken in here, as far as that is remembered."""
+        query = "SELECT 1 FROM alert_taken WHERE id = ?"
+        with self._store.reading() as db:
+            return {each for each in ids if db.execute(query, (each,)).fetchone() is None}
 
     def lacking(self, keys: Iterable[str], member: str) -> list[str]:
         """Which of these states are known without this member in them: somebody resolved them meanwhile."""
