@@ -111,6 +111,20 @@ def test_what_the_leader_told_of_a_worker_is_over_when_nobody_watches_that_worke
     assert [(each.what, each.key) for each in ops.notices] == [("raised", "leak:shop"), ("recovered", "leak:shop")]
 
 
+def test_a_second_worker_whose_end_is_no_news_is_in_its_leak_no_longer(stage: Stage, tmp_path: Path) -> None:
+    ops = RecordingChannel("ops")
+    warden = telling(stage, ops, tmp_path)
+    warden.start()
+    leak = Finding(kind="leak", what="confirmed", text="it leaks", pid=os.getpid(), unix_s=1.0, monotonic_s=1.0)
+    said: list[Finding] = []
+    warden.on_finding(said.append)
+    for what in ("confirmed", "withdrawn"):
+        for pid in (os.getpid(), os.getppid()):
+            warden._speak(leak.replace(what=what, pid=pid))
+    assert [each.what for each in ops.wait_for(2)] == ["raised", "recovered"]
+    assert [each.what for each in said] == ["confirmed", "withdrawn"]
+
+
 def test_splits_and_frequent_collections_are_told(stage: Stage, tmp_path: Path) -> None:
     ops = RecordingChannel("ops")
     warden = telling(stage, ops, tmp_path)

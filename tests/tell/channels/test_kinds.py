@@ -168,6 +168,18 @@ def test_what_pagerduty_took_of_a_batch_is_not_sent_again(
 # --- Alertmanager ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("end", ["", "/", "/am/", "/api/v2/alerts", "/am/api/v2/alerts/"])
+def test_alertmanagers_address_may_be_written_either_way(
+    end: str, receiver: Callable[..., Receiver], make: Callable[..., Channel]
+) -> None:
+    server = receiver(b'HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n{"versionInfo": 1}')
+    channel = make("alertmanager", url=server.url + end, clock=FakeClock())
+    channel.warm_up()
+    channel.send([notice()], timeout_s=PATIENT_S)
+    below = "/am" if end.startswith("/am") else ""
+    assert [each.target for each in server.requests] == [f"{below}/api/v2/status", f"{below}/api/v2/alerts"]
+
+
 def test_alertmanager_labels(receiver: Callable[..., Receiver], make: Callable[..., Channel]) -> None:
     server, clock = receiver(), FakeClock()
     channel = make("alertmanager", url=f"{server.url}/am/", clock=clock, labels={"team": "web"}, expires="2h")
