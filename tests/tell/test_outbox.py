@@ -663,6 +663,19 @@ def test_a_locked_store_is_an_error_and_goes_on_in_memory_and_comes_back(desk: D
     assert desk.outbox.take([desk.signal("raised", 2, id="in memory")]) == 0
 
 
+def test_what_went_out_of_memory_is_counted_in_the_file_once(desk: Desk) -> None:
+    desk.say("raised", 2)
+    desk.outbox.take([desk.signal("raised", 3, target="waits")])
+    desk.outbox.into_memory()
+    desk.say("raised", 2, target="new")  # and what is urgent goes along
+    for _ in range(2):
+        desk.outbox.recover()
+    desk.restart()
+    assert {each.name: each.sent for each in desk.outbox.channels()} == {"chat": 3, "mail": 3}
+    desk.deliver()
+    assert len(desk.got["chat"]) == 3
+
+
 def test_what_others_wrote_meanwhile_is_not_undone_by_who_comes_back_from_memory(desk: Desk) -> None:
     desk.say("raised", 1)
     desk.say("cleared", 0)

@@ -281,7 +281,9 @@ class Outbox:
         old = self._store
         try:
             with old.transaction() as db:  # until the end of it nobody changes what is copied
-                copy({name: rows_of(db, name) for name in TABLES}, fresh, self._put_state, self._put_down)
+                sent = _sent_alone(db, fresh)
+                rows = {name: rows_of(db, name) for name in TABLES}
+                copy(rows, fresh, self._put_state, lambda new: self._put_down(new, sent))
                 self._store = fresh
                 old.retire()
         except StoreError:
@@ -308,8 +310,11 @@ class Outbox:
             known = _incident(before) if before is not None else None
             _save(db, merge(_incident(text), _incident(found[0]), known, self._clock.wall()))
 
-    def _put_down(self, db: sqlite3.Connection) -> None:
-        """What went out while the file could not be told, in the file."""
+    def _put_down(self, db: sqlite3.Connection, sent: Mapping[str, int] = {}) -> None:
+        """What went out while the file could not be told, in the file; `sent` are those that it never heard of."""
+        for name, count in sent.items():
+            state = self._channel(db, name)
+            self._put_channel(db, state.replace(sent=state.sent + count))
         for each, at in tuple(self._past.items()):
             row = db.execute("SELECT channel FROM alert_deliveries WHERE id = ?", (each,)).fetchone()
             if at is not None and row is not None:
@@ -1123,6 +1128,16 @@ _WORTH = {
 def _is_silent(member: str, incident: Incident, now: float) -> bool:
     """Whether it is gone; of one that cannot be seen, whether nobody said for long that the state lasts."""
     return is_gone(member) or (is_foreign(member) and now - incident.heard_unix_s > SILENT_S)
+
+
+def _sent_alone(db: sqlite3.Connection, other: Store) -> dict[str, int]:
+    """How many deliveries each channel made that are known here and not in the other store."""
+    found: dict[str, int] = {}
+    with other.reading() as theirs:
+        for name, channel in db.execute("SELECT id, channel FROM alert_deliveries WHERE state = 'sent'"):
+            if theirs.execute("SELECT 1 FROM alert_deliveries WHERE id = ?", (name,)).fetchone() is None:
+                found[channel] = found.get(channel, 0) + 1
+    return found
 
 
 def _new_id() -> str:
