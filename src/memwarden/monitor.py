@@ -15,6 +15,7 @@ from os import getpid
 from memwarden.errors import ConfigError
 from memwarden.facts import Fact
 from memwarden.units import format_bytes, format_ratio, parse_duration, parse_ratio
+from memwarden.wake import Wake
 from memwarden.warden import Warden
 from memwarden.warden.operations import is_coroutine_function
 
@@ -96,7 +97,7 @@ class PeriodicMonitor:
         self._kept: deque[Sample] = deque(maxlen=samples)
         self._alerting = self._growing = False
         self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
+        self._stop = Wake()  # a signal handler may stop it
         self._pid = getpid()
         self._log: Any = None
 
@@ -113,7 +114,7 @@ class PeriodicMonitor:
     def start(self) -> Self:
         """Take a sample and go on in a thread of its own. A second start is a no-op."""
         if not self.running:
-            self._stop, self._pid = threading.Event(), getpid()
+            self._stop, self._pid = Wake(), getpid()
             self._sample_or_log()
             self._thread = threading.Thread(target=self._run, name="memwarden-monitor", daemon=True)
             self._thread.start()

@@ -14,8 +14,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from tests.tell.test_kills import ROOT, Receiver
 
+from memwarden.blackbox import BlackBox
 from memwarden.cli import main
+from memwarden.clock import SystemClock
+from memwarden.facts import Level
 from memwarden.store import FILE_NAME
+from memwarden.tell.outbox import Outbox
+from memwarden.tell.rules import Draft
+from memwarden.tell.sender import Teller, posted
+from memwarden.tell.settings import AlertSettings, Policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,6 +97,8 @@ def test_from_a_look_to_its_end_by_hand(place: Place) -> None:
     assert place.run("alerts", "check", "--fail", code=1).stdout.startswith("WARNING")
     (state,) = place.json("list")["alerts"]
     assert (state["level"], state["open"]) == ("WARNING", True)
+    assert (state["channels"]["hook"]["level"], state["channels"]["hook"]["episode"]) == ("WARNING", 1)
+    assert "          told hook (" in place.run("alerts", "list").stdout
     key = state["key"]
     assert place.json("ack", key, "--by", "alice")["acked_by"] == "alice"
     assert "acknowledged by alice" in place.run("alerts", "list").stdout
@@ -98,9 +107,43 @@ def test_from_a_look_to_its_end_by_hand(place: Place) -> None:
     assert [each["what"] for each in place.receiver.got] == ["raised", "recovered"]
     whats = [each["what"] for each in place.json("history")]
     assert whats == ["recovered", "acknowledged", "raised"]
-    assert place.run("alerts", "history", "--kind", "leak").stdout == ""
+    empty = place.run("alerts", "history", "--kind", "leak")
+    assert (empty.stdout, empty.stderr) == ("", "memwarden alerts: nothing like that is in the history\n")
     assert "nothing is on" in place.run("alerts", "list").stdout
     assert place.json("list", "--all")["alerts"][0]["open"] is False
+
+
+def test_what_stands_in_a_slot_alone_is_on_too(place: Place) -> None:
+    clock = SystemClock()
+    box = BlackBox(f"{place.folder}/state/run", pid=os.getpid(), unix_s=clock.wall(), monotonic_s=0.0, posts=True)
+    teller = Teller(AlertSettings(policy=Policy()), (), target="shop", host="host")
+    teller.attach(box)
+    for kind, what in (("high_usage", "raised"), ("leak", "raised"), ("leak", "cleared")):
+        teller.tell(Draft(kind=kind, what=what, level=Level.EMERGENCY, title="full", text="text"))
+    shown = place.run("alerts", "list").stdout
+    assert shown.startswith("EMERGENCY high_usage:shop  said ")
+    assert ("not in the store yet" in shown, "leak" in shown, "nothing is on" in shown) == (True, False, False)
+    assert [(each["key"], each["level"]) for each in place.json("list")["unstored"]] == [
+        ("high_usage:shop", "EMERGENCY")
+    ]
+    place.run("alerts", "deliver")  # of a process that lives it takes nothing, but it may be in the store all the same
+    outbox = Outbox(AlertSettings(policy=Policy()), folder=f"{place.folder}/state", clock=clock)
+    outbox.take([each for _, _, each in posted(f"{place.folder}/state/run") if each is not None])
+    outbox.close()
+    assert place.json("list")["unstored"] == []
+    box.close()
+
+
+def test_a_channel_that_is_configured_no_more_is_said_to_be(place: Place) -> None:
+    table = '[alerts]\n[alerts.channels.hook]\nkind = "webhook"\nurl = "http://127.0.0.1:9/x"\n'
+    place.write(table)
+    place.run("alerts", "check")
+    place.write('[alerts]\n[alerts.channels.log]\nkind = "log"\n')
+    (line,) = [each for each in place.run("alerts", "list").stdout.splitlines() if each.startswith("channel hook")]
+    assert line == (
+        "channel hook: 0 sent, 1 waiting, 0 given up, not configured any more: "
+        "what waits is given up 7 d after it was made"
+    )
 
 
 def test_a_silence_is_set_shown_and_ended(place: Place) -> None:

@@ -317,6 +317,15 @@ def test_what_happens_once_is_told_and_the_others_as_a_number(desk: Desk) -> Non
     assert desk.outbox.incidents() == []
 
 
+def test_what_is_no_warning_stands_in_the_history_alone(desk: Desk) -> None:
+    desk.say("seen", 0, kind="action")
+    assert (desk.whats("chat"), [told.why for told in desk.outbox.history()]) == (
+        [], [{"mail": "level", "chat": "level", "lead": "tier"}],
+    )  # fmt: skip
+    desk.say("seen", 1, kind="action")
+    assert desk.whats("chat") == ["raised"]
+
+
 def test_a_worse_one_passes_at_once(desk: Desk) -> None:
     desk.say("seen", 1, kind="custom")
     desk.say("seen", 2, kind="custom")

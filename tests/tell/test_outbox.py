@@ -663,6 +663,19 @@ def test_a_locked_store_is_an_error_and_goes_on_in_memory_and_comes_back(desk: D
     assert desk.outbox.take([desk.signal("raised", 2, id="in memory")]) == 0
 
 
+def test_what_went_out_of_memory_is_counted_in_the_file_once(desk: Desk) -> None:
+    desk.say("raised", 2)
+    desk.outbox.take([desk.signal("raised", 3, target="waits")])
+    desk.outbox.into_memory()
+    desk.say("raised", 2, target="new")  # and what is urgent goes along
+    for _ in range(2):
+        desk.outbox.recover()
+    desk.restart()
+    assert {each.name: each.sent for each in desk.outbox.channels()} == {"chat": 3, "mail": 3}
+    desk.deliver()
+    assert len(desk.got["chat"]) == 3
+
+
 def test_what_others_wrote_meanwhile_is_not_undone_by_who_comes_back_from_memory(desk: Desk) -> None:
     desk.say("raised", 1)
     desk.say("cleared", 0)
@@ -722,6 +735,16 @@ def test_a_full_disk_is_an_error_and_nothing_is_half_written(desk: Desk) -> None
     states = {each.key for each in desk.outbox.incidents()}
     events = {each.key for each in desk.outbox.history(most=2000)}
     assert states == events == {"high_usage:shop"}
+
+
+def test_a_probe_finds_a_full_disk_and_leaves_nothing(desk: Desk) -> None:
+    db = desk.outbox._store._db
+    desk.outbox.probe()
+    assert db.execute("SELECT count(*) FROM alert_taken").fetchone() == (0,)
+    db.execute("VACUUM")
+    db.execute(f"PRAGMA max_page_count = {db.execute('PRAGMA page_count').fetchone()[0]}")
+    with pytest.raises(StoreError, match="full"):
+        desk.outbox.probe()
 
 
 def test_a_store_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:

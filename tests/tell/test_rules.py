@@ -183,6 +183,16 @@ def test_what_was_done_is_one_alert_and_nothing_done_is_none() -> None:
     assert draft.details["freed_bytes"] == 4 << 20
 
 
+@pytest.mark.parametrize(
+    ("after", "error", "level"), [(5, None, N), (9, None, N), (1, None, W), (None, "ValueError", W), (None, None, N)]
+)
+def test_what_was_done_and_freed_nothing_is_no_warning(after: int | None, error: str | None, level: Level) -> None:
+    more = {} if error is None else {"error": error}
+    draft = of_actions([outcome("trim", 5, after, **more)], E, {"in_flight": ["import"]})
+    assert draft is not None
+    assert (draft.level, draft.details["in_flight"]) == (level, ["import"])
+
+
 def test_frequent_collections_are_those_within_ten_minutes() -> None:
     rule = CollectionRule()
     assert [rule.collected(float(at)) for at in range(FREQUENT - 1)] == [None] * (FREQUENT - 1)

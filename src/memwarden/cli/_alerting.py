@@ -95,7 +95,7 @@ class Alerting:
 
         for change in self._rules.standing() if self._last is not None else ():
             assert self._last is not None  # for the type checker
-            draft = of_change(change, self._last, {})
+            draft = of_change(change.replace(what="cleared"), self._last, {})
             said = draft.replace(what="cleared", level=Level.NORMAL, text="the monitor ended", scope="process")
             self._teller.tell(said)
         self._teller.stop(patience_s=PATIENCE_S)

@@ -8,15 +8,16 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from memwarden import config
+from memwarden.blackbox import directory
 from memwarden.clock import SystemClock
 from memwarden.errors import ConfigError, DeliveryError, MemwardenError, StoreError
 from memwarden.facts import Level, Notice
 from memwarden.tell.collectors import BUILT_IN
 from memwarden.tell.engine import parse_matcher
-from memwarden.tell.outbox import OVERTAKEN, Outbox
-from memwarden.tell.sender import Teller, build_channels
+from memwarden.tell.outbox import OVERTAKEN, UNTRIED, Outbox
+from memwarden.tell.sender import Teller, build_channels, posted
 from memwarden.tell.settings import ATTEMPTS, AlertSettings, Policy, parse
-from memwarden.tell.signals import KINDS
+from memwarden.tell.signals import ENDS, KINDS
 from memwarden.units import format_bytes, format_duration, format_ratio, parse_duration
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from memwarden.tell.engine import Incident
     from memwarden.tell.outbox import ChannelState, Told
     from memwarden.tell.settings import ChannelUse
+    from memwarden.tell.signals import Signal
 
 DESCRIPTION = (
     "Alerts of this user's guarded processes: the states that are on, and the history of what was told. The store is "
@@ -138,27 +140,51 @@ def _list(args: Namespace) -> int:
     settings = _settings(need=False)
     outbox = _outbox(settings)
     incidents, silences, channels = outbox.incidents(all_of_them=args.all), outbox.silences(), outbox.channels()
+    unstored = _unstored(outbox)
     if args.format == "json":
         return _json(
             {
                 "alerts": [_plain(each) for each in incidents],
+                "unstored": [{**each.as_dict(), "level": each.level.name} for each in unstored],
                 "silences": [each.as_dict() for each in silences],
                 "channels": [each.as_dict() for each in channels],
             }
         )
-    if not incidents:
+    if not incidents and not unstored:
         print("nothing is on")
     for each in incidents:
         print("\n".join(_lines_of(each)))
+    for signal in unstored:
+        print(f"{signal.level.name:<9} {signal.key}  said {_ago(signal.unix_s)} ago, and not in the store yet")
+        print(f"          {signal.title}")
     for silence in silences:
         words = " ".join("=".join(pair) for pair in silence.matcher)
         left = format_duration(silence.until_unix_s - time.time())
         print(f"silence {silence.number}: {words}, for {left} more, by {silence.author}: {silence.comment or '-'}")
     for state in channels:
-        does = f", {_failing(state, settings)}" if state.failures else ""
+        does = _doing(state, settings)
         whose = f" of {state.origin}" if len({each.origin for each in channels if each.name == state.name}) > 1 else ""
         print(f"channel {state.name}{whose}: {state.sent} sent, {state.pending} waiting, {state.dead} given up{does}")
     return 0
+
+
+def _unstored(outbox: Outbox) -> list[Signal]:
+    """What stands in slots of black boxes and is not in the store: of a process that cannot write it, or just now."""
+    found = config.settle(environ=os.environ).config
+    signals = [each for _, _, each in posted(directory(found.directory, os.environ, os.getuid())) if each is not None]
+    strange = outbox.strange(each.id for each in signals)
+    last = {(each.key, each.member): each for each in sorted(signals, key=lambda each: each.unix_s)}
+    return [each for each in last.values() if each.id in strange and each.what not in ENDS]
+
+
+def _doing(state: ChannelState, settings: AlertSettings) -> str:
+    """What else there is to say of a channel: that it fails, or is none any more."""
+    uses = _uses(settings)
+    if uses and state.name not in uses and state.origin in (settings.origin, ""):
+        after = format_duration(UNTRIED * settings.give_up_s)
+        waits = f": what waits is given up {after} after it was made" if state.pending else ""
+        return f", not configured any more{waits}"
+    return f", {_failing(state, settings)}" if state.failures else ""
 
 
 def _failing(state: ChannelState, settings: AlertSettings) -> str:
@@ -184,7 +210,11 @@ def _uses(settings: AlertSettings) -> Mapping[str, ChannelUse]:
 
 
 def _plain(incident: Incident) -> dict[str, Any]:
-    return {**incident.as_dict(), "level": incident.level.name, "top": incident.top.name}
+    told = {
+        name: {"unix_s": at, "level": Level(level).name, "episode": episode}
+        for name, (at, level, episode) in incident.channels.items()
+    }
+    return {**incident.as_dict(), "level": incident.level.name, "top": incident.top.name, "channels": told}
 
 
 def _lines_of(incident: Incident) -> list[str]:
@@ -199,6 +229,9 @@ def _lines_of(incident: Incident) -> list[str]:
     if incident.held:
         words.append(f"held: {incident.held}")
     lines = [f"{incident.level.name:<9} {incident.key}  {', '.join(words)}", f"          {incident.title}"]
+    heard = {name: at for name, (at, _, episode) in incident.channels.items() if episode == incident.episode}
+    if heard:
+        lines.append(f"          told {', '.join(f'{name} ({_ago(at)} ago)' for name, at in heard.items())}")
     if incident.peak_bytes is not None:
         lines.append(f"          peak {format_bytes(incident.peak_bytes)}, {format_ratio(incident.peak_ratio)}")
     return lines
@@ -212,6 +245,8 @@ def _history(args: Namespace) -> int:
     found = outbox.history(since_unix_s=since, kind=args.kind, target=args.target, key=args.key, most=args.limit)
     if args.format == "json":
         return _json([_told(each) for each in found])
+    if not found:
+        print("memwarden alerts: nothing like that is in the history", file=sys.stderr)
     for each in found:
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each.unix_s))
         print(f"{at}  {each.what:<12} {each.level.name:<9} {each.key}  {each.title}")
@@ -310,6 +345,7 @@ def _try_store(settings: AlertSettings) -> dict[str, Any]:
     try:
         outbox = _outbox(settings)
         outbox.prune()
+        outbox.probe()
     except StoreError as error:
         return {"channel": "store", "ok": False, "said": str(error)}
     return {"channel": "store", "ok": True, "said": outbox.path}
@@ -364,7 +400,6 @@ def _waiting(told: Sequence[Told]) -> str:
 def _deliver(args: Namespace) -> int:
     settings, channels = build_channels(_settings(need=True), os.environ)
     found = config.settle(environ=os.environ).config
-    from memwarden.blackbox import directory
     from memwarden.supervise.alerts import tell_of_deaths
 
     run_folder = directory(found.directory, os.environ, os.getuid())

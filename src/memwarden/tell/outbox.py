@@ -87,6 +87,8 @@ LONGEST_LEASE_S = LONGEST_TIMEOUT_S + LEASE_MARGIN_S
 FIRST_REST_S, LONGEST_REST_S = 1.0, 300.0
 LONGEST_RETRY_AFTER_S = 3600.0
 _WAKES = 200
+# More than what a page of the file, or a block of the disk, has left by chance.
+PROBE_BYTES = 64 << 10
 # Later notices of a state that are looked through for one that takes the place of what waits.
 _MOST_LATER = 200
 # Deliveries that went out past the file and wait to be put down there: below SQLite's least number of variables (999).
@@ -279,7 +281,9 @@ class Outbox:
         old = self._store
         try:
             with old.transaction() as db:  # until the end of it nobody changes what is copied
-                copy({name: rows_of(db, name) for name in TABLES}, fresh, self._put_state, self._put_down)
+                sent = _sent_alone(db, fresh)
+                rows = {name: rows_of(db, name) for name in TABLES}
+                copy(rows, fresh, self._put_state, lambda new: self._put_down(new, sent))
                 self._store = fresh
                 old.retire()
         except StoreError:
@@ -306,8 +310,11 @@ class Outbox:
             known = _incident(before) if before is not None else None
             _save(db, merge(_incident(text), _incident(found[0]), known, self._clock.wall()))
 
-    def _put_down(self, db: sqlite3.Connection) -> None:
-        """What went out while the file could not be told, in the file."""
+    def _put_down(self, db: sqlite3.Connection, sent: Mapping[str, int] = {}) -> None:
+        """What went out while the file could not be told, in the file; `sent` are those that it never heard of."""
+        for name, count in sent.items():
+            state = self._channel(db, name)
+            self._put_channel(db, state.replace(sent=state.sent + count))
         for each, at in tuple(self._past.items()):
             row = db.execute("SELECT channel FROM alert_deliveries WHERE id = ?", (each,)).fetchone()
             if at is not None and row is not None:
@@ -539,6 +546,19 @@ class Outbox:
             for name in self._policy.channels:
                 self._weigh_channel(db, name)
         return found
+
+    def probe(self) -> None:
+        """Write something of a size, and delete it again. Raises StoreError where there is no room for it."""
+        with self._store.transaction() as db:
+            db.execute("INSERT INTO alert_taken (id) VALUES (?)", (f"probe {_new_id()} {'x' * PROBE_BYTES}",))
+        with self._store.transaction() as db:
+            db.execute("DELETE FROM alert_taken WHERE id GLOB 'probe *'")
+
+    def strange(self, ids: Iterable[str]) -> set[str]:
+        """Which of these signals were never taken in here, as far as that is remembered."""
+        query = "SELECT 1 FROM alert_taken WHERE id = ?"
+        with self._store.reading() as db:
+            return {each for each in ids if db.execute(query, (each,)).fetchone() is None}
 
     def lacking(self, keys: Iterable[str], member: str) -> list[str]:
         """Which of these states are known without this member in them: somebody resolved them meanwhile."""
@@ -1108,6 +1128,16 @@ _WORTH = {
 def _is_silent(member: str, incident: Incident, now: float) -> bool:
     """Whether it is gone; of one that cannot be seen, whether nobody said for long that the state lasts."""
     return is_gone(member) or (is_foreign(member) and now - incident.heard_unix_s > SILENT_S)
+
+
+def _sent_alone(db: sqlite3.Connection, other: Store) -> dict[str, int]:
+    """How many deliveries each channel made that are known here and not in the other store."""
+    found: dict[str, int] = {}
+    with other.reading() as theirs:
+        for name, channel in db.execute("SELECT id, channel FROM alert_deliveries WHERE state = 'sent'"):
+            if theirs.execute("SELECT 1 FROM alert_deliveries WHERE id = ?", (name,)).fetchone() is None:
+                found[channel] = found.get(channel, 0) + 1
+    return found
 
 
 def _new_id() -> str:

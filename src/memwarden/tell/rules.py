@@ -174,7 +174,7 @@ def of_change(change: Change, verdict: Verdict, details: Mapping[str, Any]) -> D
         "pid": reading.pid,
         **details,
     }
-    if change.peak is not None:
+    if change.what == "cleared" and change.peak is not None:
         found["peak_ratio"], found["peak_bytes"] = round(change.peak[0], 4), change.peak[1]
     return Draft(
         kind=change.kind, what=change.what, level=change.level, title=title, text=text, scope=scope, details=found
@@ -218,11 +218,15 @@ def of_finding(finding: Finding, details: Mapping[str, Any]) -> Draft | None:
     return Draft(kind=kind, what=what, level=level, title=title, text=finding.text, scope="process", details=more)
 
 
-def of_actions(outcomes: Sequence[Outcome], level: Level) -> Draft | None:
-    """What memwarden did by itself in one climb of its ladder; None where it did nothing."""
+def of_actions(outcomes: Sequence[Outcome], level: Level, details: Mapping[str, Any] = {}) -> Draft | None:
+    """What memwarden did by itself in one climb of its ladder; None where it did nothing.
+
+    That nothing was freed, without a failure, is for the history, and for channels that hear from NORMAL on.
+    """
     did = [each for each in outcomes if not each.skipped]
     if not did:
         return None
+    worth = Level.WARNING if any(each.error or (each.freed_bytes or 0) > 0 for each in did) else Level.NORMAL
     words = []
     for each in did[:5]:
         freed = each.freed_bytes
@@ -230,8 +234,8 @@ def of_actions(outcomes: Sequence[Outcome], level: Level) -> Draft | None:
         words.append(f"{each.action} {what}")
     freed_bytes = sum(max(0, each.freed_bytes or 0) for each in did)
     title = f"memwarden acted at {level.name}: {format_bytes(freed_bytes)} freed"
-    details = {"freed_bytes": freed_bytes, "actions": [each.action for each in did[:10]]}
-    return Draft(kind="action", what="seen", level=Level.WARNING, title=title, text=", ".join(words), details=details)
+    found = {"freed_bytes": freed_bytes, "actions": [each.action for each in did[:10]], **details}
+    return Draft(kind="action", what="seen", level=worth, title=title, text=", ".join(words), details=found)
 
 
 class CollectionRule:

@@ -681,7 +681,10 @@ class Warden:
 
             self._spoken = Spoken()
         self._need_log()
-        if not self._spoken.is_news(finding):
+        is_news = self._spoken.is_news(finding)
+        if self._telling is not None and (is_news or finding.what != "seen"):  # it knows who of them is in a state
+            self._telling.finding(finding)
+        if not is_news:
             self._log.debug("pid %d too: %s %s: %s", finding.pid, finding.kind, finding.what, finding.text)
             return
         urgent = finding.what in {"suspected", "confirmed", "began"}
@@ -690,8 +693,6 @@ class Warden:
         if urgent and finding.leak is not None:
             for advice in finding.leak.advice[1:]:
                 self._log.warning("%s", advice)
-        if self._telling is not None:
-            self._telling.finding(finding)
         self._call("on_finding", finding)
         if finding.kind == "leak":
             self._call("on_leak", finding)

@@ -143,7 +143,8 @@ class Telling:
             alone = verdict.reading.scope == "process" or self.teller.is_alone()
             for change in standing if alone or not self._unsaid else ():
                 what = "cleared" if alone else "left"
-                self._tell(of_change(change, verdict, {}).replace(what=what, level=Level.NORMAL, text=why))
+                draft = of_change(change.replace(what="cleared"), verdict, {})
+                self._tell(draft.replace(what=what, level=Level.NORMAL, text=why))
         if self.teller.end_standing(why) and not self.teller.running:
             self.start()
         self.active = False
@@ -195,7 +196,7 @@ class Telling:
     def acted(self, outcomes: Sequence[Outcome], level: Level) -> None:
         """What was done by itself."""
         if self.active:
-            draft = of_actions(outcomes, level)
+            draft = of_actions(outcomes, level, self._moment())
             if draft is not None:
                 self._tell(draft)
 

@@ -168,6 +168,18 @@ def test_what_pagerduty_took_of_a_batch_is_not_sent_again(
 # --- Alertmanager ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("end", ["", "/", "/am/", "/api/v2/alerts", "/am/api/v2/alerts/"])
+def test_alertmanagers_address_may_be_written_either_way(
+    end: str, receiver: Callable[..., Receiver], make: Callable[..., Channel]
+) -> None:
+    server = receiver(b'HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n{"versionInfo": 1}')
+    channel = make("alertmanager", url=server.url + end, clock=FakeClock())
+    channel.warm_up()
+    channel.send([notice()], timeout_s=PATIENT_S)
+    below = "/am" if end.startswith("/am") else ""
+    assert [each.target for each in server.requests] == [f"{below}/api/v2/status", f"{below}/api/v2/alerts"]
+
+
 def test_alertmanager_labels(receiver: Callable[..., Receiver], make: Callable[..., Channel]) -> None:
     server, clock = receiver(), FakeClock()
     channel = make("alertmanager", url=f"{server.url}/am/", clock=clock, labels={"team": "web"}, expires="2h")
@@ -381,3 +393,24 @@ def test_a_log_has_the_level_and_one_line(make: Callable[..., Channel], caplog: 
         "holders: cache 200 MiB; pool 90 MiB (api on node-7)"
     )
     assert caplog.messages[4].startswith("[RECOVERED] api uses")
+
+
+# --- Apprise --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what it imports
+def test_apprise_says_why_and_nobody_logs_the_path_of_its_address(
+    receiver: Callable[..., Receiver], make: Callable[..., Channel], caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("apprise")
+    caplog.set_level(logging.DEBUG)
+    server = receiver(b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n")
+    url = f"{server.url.replace('http', 'json')}/T0PSECRETPATH9"
+    channel = make("apprise", secrets={"urls": url})
+    with pytest.raises(DeliveryError, match=r"a service did not take it: .*410") as caught:
+        channel.send([notice()], timeout_s=PATIENT_S)
+    assert server.requests[0].target == "/T0PSECRETPATH9"
+    logging.getLogger("urllib3.connectionpool").debug("as before")
+    assert "as before" in caplog.text
+    assert "T0PSECRETPATH9" not in caplog.text + str(caught.value)
+    channel.close()

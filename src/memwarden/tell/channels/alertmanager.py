@@ -43,6 +43,8 @@ _SEVERITIES = {
     Level.EMERGENCY: "emergency",
 }
 _LONGEST = 2000
+# An address may be written with it, as other senders want theirs.
+_ALERTS = "/api/v2/alerts"
 _MOST_STATES = 1000
 _OURS = frozenset({"alertname", "instance", "target", "key", "severity"})
 
@@ -79,7 +81,7 @@ class AlertmanagerChannel(PostingChannel):
     def warm_up(self) -> None:
         """Ask for its status: address and credentials are right when it answers. Raises DeliveryError."""
         self.ready()
-        path = self.poster.target_below("/api/v2/status")
+        path = self.poster.target_below("/api/v2/status", instead_of=_ALERTS)
         answer = self.poster.post(b"", method="GET", target=path, timeout_s=self.settings["timeout"])
         if "versionInfo" not in answer.text and not isinstance(answer.document(), dict):
             raise self.poster.refused("is no Alertmanager")
@@ -89,7 +91,8 @@ class AlertmanagerChannel(PostingChannel):
         self.ready()
         deadline = Deadline(self.clock, timeout_s)
         body = as_json([alert for each in notices for alert in self.alerts(each)])
-        self.poster.post(body, target=self.poster.target_below("/api/v2/alerts"), timeout_s=self.poster.left(deadline))
+        target = self.poster.target_below(_ALERTS, instead_of=_ALERTS)
+        self.poster.post(body, target=target, timeout_s=self.poster.left(deadline))
         for each in notices:
             self._remember(each)
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import contextmanager
 
 from memwarden.errors import ConfigError, DeliveryError, MissingExtraError
 from memwarden.facts import Level
 from memwarden.tell.channels.secret import Secret
 from memwarden.tell.channels.settings import Option, parse_text
-from memwarden.tell.channels.template import Template, subject, template_option
+from memwarden.tell.channels.template import Template, clean_line, subject, template_option
 
 try:
     import apprise
@@ -23,7 +24,7 @@ except ImportError as error:
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
     from memwarden.facts import Notice
@@ -46,6 +47,7 @@ OPTIONS = (
            plain=True),
     template_option(),
 )  # fmt: skip
+_SHOWN = 200
 
 
 class AppriseChannel:
@@ -100,12 +102,14 @@ class AppriseChannel:
         title, body = subject(notices), "\n\n".join(self._template.fill(each).strip() for each in notices)
         kind = _kind(notices)
         result: list[bool] = []
+        said = _Last()
 
         def work() -> None:
-            try:
-                result.append(bool(self._apprise.notify(body=body or title, title=title, notify_type=kind)))
-            except Exception:  # noqa: BLE001  a plug-in of a third party; its words may hold an address
-                result.append(False)
+            with _listening(said):
+                try:
+                    result.append(bool(self._apprise.notify(body=body or title, title=title, notify_type=kind)))
+                except Exception:  # noqa: BLE001  a plug-in of a third party; its words may hold an address
+                    result.append(False)
 
         self._sending = threading.Thread(target=work, name="memwarden-apprise", daemon=True)
         self._sending.start()
@@ -113,8 +117,37 @@ class AppriseChannel:
         if not result:
             raise DeliveryError("did not end in time", where=self._settings.where)
         if not result[0]:
-            mend = "Apprise says why in its own log (logger apprise)"
-            raise DeliveryError("a service did not take it", where=self._settings.where, mend=mend)
+            why = clean_line(self._settings.redact(said.words))[:_SHOWN]
+            what = f"a service did not take it: {why}" if why else "a service did not take it, and does not say why"
+            raise DeliveryError(what, where=self._settings.where)
+
+
+class _Last(logging.Handler):
+    """Keeps the last warning."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.words = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.words = record.getMessage()
+
+
+@contextmanager
+def _listening(said: _Last) -> Iterator[None]:
+    """What Apprise warns of is heard; what urllib3 logs of each request is not, for that has the address's path."""
+    heard, quiet = logging.getLogger("apprise"), logging.getLogger("urllib3.connectionpool")
+    heard.addHandler(said)
+    quiet.addFilter(_is_error)
+    try:
+        yield
+    finally:
+        heard.removeHandler(said)
+        quiet.removeFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 class _Redacting(logging.Filter):

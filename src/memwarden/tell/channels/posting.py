@@ -184,9 +184,9 @@ class Poster:
             raise self._refusal(answer, after)
         return answer
 
-    def target_below(self, path: str) -> str:
-        """The address's path with another one below it."""
-        return self._target.partition("?")[0].rstrip("/") + path
+    def target_below(self, path: str, *, instead_of: str = "") -> str:
+        """The address's path with another one below it, or in place of the end that it may have."""
+        return self._target.partition("?")[0].rstrip("/").removesuffix(instead_of) + path
 
     def left(self, deadline: Deadline) -> float:
         """What is left of the time for several requests. Raises DeliveryError."""
