@@ -12,10 +12,10 @@ from collections import deque
 from functools import wraps
 from os import getpid
 
+from memwarden.clock import Wake
 from memwarden.errors import ConfigError
 from memwarden.facts import Fact
 from memwarden.units import format_bytes, format_ratio, parse_duration, parse_ratio
-from memwarden.wake import Wake
 from memwarden.warden import Warden
 from memwarden.warden.operations import is_coroutine_function
 

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from itertools import count
 
 from memwarden.blackbox import SIZE, find_boxes, mark_taken, read_posts
-from memwarden.clock import SystemClock
+from memwarden.clock import SystemClock, Wake
 from memwarden.errors import BlackBoxError, ConfigError, MemwardenError, StoreError
 from memwarden.facts import Level
 from memwarden.store import is_failing, is_locked
@@ -34,7 +34,6 @@ from memwarden.tell.rules import Draft
 from memwarden.tell.settings import AlertSettings, ChannelUse
 from memwarden.tell.signals import ENDS, Signal, from_text, key_of, settled, to_text
 from memwarden.tell.turns import turns_of
-from memwarden.wake import Wake
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

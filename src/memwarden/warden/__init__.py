@@ -18,6 +18,7 @@ from collections import deque
 
 from memwarden import config as settings
 from memwarden.blackbox import BlackBox, LeakState, directory
+from memwarden.clock import Wake
 from memwarden.errors import ConfigError
 from memwarden.facts import Level, Reason
 from memwarden.judge import History, Judge, Lines
@@ -25,7 +26,6 @@ from memwarden.judge.levels import GAP_S
 from memwarden.sense import Machine, SystemClock, identify, make_sensor
 from memwarden.sense.cgroup import find_cgroup
 from memwarden.units import MIB, format_bytes, format_ratio, parse_bytes, parse_duration
-from memwarden.wake import Wake
 from memwarden.warden.cleanup import Cleanup
 from memwarden.warden.hooks import follow, unfollow
 from memwarden.warden.messenger import Messenger, Subscriber, running_loop

@@ -7,7 +7,7 @@ import sys
 import threading
 from typing import Any
 
-from memwarden.wake import Wake
+from memwarden.clock import Wake
 
 
 def test_it_is_an_event() -> None:
