@@ -87,6 +87,8 @@ _NAN, _MOST_BYTES = float("nan"), 2.0**63
 KINDS = ("inside", "outside")
 # The kind of the event by which a supervisor says, at the end of a life, that it starts the command again.
 AGAIN = "again"
+# And that by which it says that the command was told to end.
+ASKED = "asked"
 # How many black boxes of the dead are kept: two days of a process that restarts every hour, in 16 MiB.
 KEEP = 64
 # Names to try for a new one: far beyond what is kept, so only that many living ones of one process could take them.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from memwarden.blackbox import BlackBox, LeakState, directory, read_box
+from memwarden.blackbox import ASKED, BlackBox, LeakState, directory, read_box
 from memwarden.supervise.autopsy import Autopsy, deaths, examine, headline, is_alive, read_all, same_life, tell
 from memwarden.supervise.deaths import Death, Kill
 from memwarden.supervise.record import DEATH, EVIDENCE, KILL, BoxRecord, NoRecord, no_record
@@ -423,3 +423,27 @@ def test_an_end_after_kills_that_are_on_record_is_told_from_one_that_is_their_on
     (found,) = _all(machine, tmp_path)
     assert found.verdict == verdict
     assert "ended after the kernel killed a process of it" in headline(found)
+
+
+@pytest.mark.parametrize(
+    ("last", "end", "verdict"),
+    [
+        (4.0, "asked", "ended_with_command"),
+        (4.0, "over", "ended_with_command"),
+        (1.0, "asked", "unknown"),
+        (4.0, "", "unknown"),
+    ],
+    ids=["when it was told to end", "when it had ended", "long before", "while it went on"],
+)
+def test_who_goes_when_all_of_the_command_is_to_go_is_not_gone_without_a_word(
+    machine: FakeMachine, tmp_path: Path, last: float, end: str, verdict: str
+) -> None:
+    master = _box(tmp_path, kind="outside", under=9)
+    if end == "asked":
+        master.event(T0 + 5.0, 1005.0, ASKED, "SIGTERM came")
+    elif end == "over":
+        _die(master, 5.0, "clean", code=0)
+    master.close()
+    _worker(tmp_path, 80, until=last)
+    (found,) = [death for death in _all(machine, tmp_path) if death.pid == 80]
+    assert found.verdict == verdict

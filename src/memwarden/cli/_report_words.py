@@ -52,6 +52,7 @@ _ENDS = {
     "after_oom_kill": "ended after the kernel killed a process of it for memory",
     "killed": "killed by a SIGKILL that was not the kernel's",
     "crashed": "crashed",
+    "ended_with_command": "ended with its command",
     "unknown": "gone without a word",
 }
 

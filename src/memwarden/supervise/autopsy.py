@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 
-from memwarden.blackbox import Box, Event, InFlight, LeakState, Tick, TickReader, find_boxes, read_box
+from memwarden.blackbox import ASKED, Box, Event, InFlight, LeakState, Tick, TickReader, find_boxes, read_box
 from memwarden.errors import BlackBoxError
 from memwarden.facts import Fact
 from memwarden.sense import parse
@@ -34,6 +34,10 @@ ROWS = 10
 
 # It ended after kernel kills in its tree that are on record, and told, for themselves.
 AFTER_OOM_KILL = "after_oom_kill"
+# It was one of many, and went when all were to go.
+WITH_COMMAND = "ended_with_command"
+# How long before its death a process may have been heard of last, at least and at most.
+LEAST_SLACK_S, LONGEST_LOOK_S = 2.0, 60.0
 # The stages of a leak that stands.
 _STANDING = ("suspected", "confirmed")
 
@@ -46,6 +50,7 @@ _HEADLINES = {
     "failed": "ended with an error",
     "clean": "ended by itself",
     "stopped": "stopped its Warden; how it ended after that nobody saw",
+    WITH_COMMAND: "ended when its command did",
     "unknown": "is gone and left no goodbye: killed, crashed, or os._exit",
 }
 
@@ -156,6 +161,11 @@ def kills_of(boxes: Iterable[Box]) -> tuple[KernelKill, ...]:
 
 def _kills_around(box: Box) -> tuple[KernelKill, ...]:
     """Those of the supervisor that this process lived under, whose boxes are in the same folder."""
+    return kills_of(_of_its_supervisor(box))
+
+
+def _of_its_supervisor(box: Box) -> list[Box]:
+    """The boxes of the lives that the supervisor of this process watched."""
     found = []
     try:
         paths = find_boxes(os.path.dirname(box.path)) if box.supervisor_pid else []
@@ -169,7 +179,22 @@ def _kills_around(box: Box) -> tuple[KernelKill, ...]:
                 found.append(read_box(path))
         except BlackBoxError:
             continue
-    return kills_of(found)
+    return found
+
+
+def _ended_with_its_command(box: Box) -> bool:
+    """Whether it was last heard of when its command was told to end, or had ended: then its supervisor ends the rest.
+
+    Of a process that looks every 30 s the last sign may be as old.
+    """
+    times = [tick.unix_s for tick in box.ticks[-2:]]
+    slack_s = min(LONGEST_LOOK_S, max(LEAST_SLACK_S, 2 * (times[-1] - times[0]))) if times else LEAST_SLACK_S
+    heard_s = _last_sign(box) + slack_s
+    for each in _of_its_supervisor(box):
+        asked = [event.unix_s for event in each.events if event.kind == ASKED or (each.ended and event.kind == DEATH)]
+        if asked and each.start_unix_s <= box.start_unix_s + 1.0 and heard_s >= min(asked):
+            return True
+    return False
 
 
 def same_life(box: Box, others: Iterable[Box]) -> tuple[Box, ...]:
@@ -198,6 +223,8 @@ def examine(machine: Machine, boxes: tuple[Box, ...], *, kills: tuple[KernelKill
         verdict, certain, evidence = _read_verdict(outside, death)
     else:
         verdict, certain, evidence = _judge(machine, inside, kills)
+        if verdict == "unknown" and inside is not None and _ended_with_its_command(inside):
+            verdict, evidence = WITH_COMMAND, ("its command was told to end then, or had ended",)
     ticks = best.ticks or own.ticks
     looks = (*best.ticks, *own.ticks)
     last = max(looks, key=lambda tick: tick.unix_s, default=None)  # whoever looked last

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 
-from memwarden.blackbox import AGAIN, BlackBox, directory
+from memwarden.blackbox import AGAIN, ASKED, BlackBox, directory
 from memwarden.sense import parse
 
 TYPE_CHECKING = False
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
         def event(self, text: str) -> None:
             """Something happened: an alarm, a stop."""
 
+        def asked(self, text: str) -> None:
+            """It is told to end, and all of it with it."""
+
         def kill(self, text: str) -> None:
             """The kernel killed processes of the tree, in the words of `deaths.Kill`."""
 
@@ -64,6 +67,9 @@ class NoRecord:
         return bytearray(64), 0, 0
 
     def event(self, text: str) -> None:
+        """Nothing."""
+
+    def asked(self, text: str) -> None:
         """Nothing."""
 
     def kill(self, text: str) -> None:
@@ -122,6 +128,10 @@ class BoxRecord:
     def event(self, text: str) -> None:
         """Something happened."""
         self._box.event(time.time(), time.monotonic(), "event", text)
+
+    def asked(self, text: str) -> None:
+        """It is told to end, and all of it with it."""
+        self._box.event(time.time(), time.monotonic(), ASKED, text)
 
     def kill(self, text: str) -> None:
         """The kernel killed processes of the tree."""

@@ -513,7 +513,7 @@ class Life:
         elif number == signal.SIGTERM:
             self._boss.ask_for_end()
             self._kill_at_s = now_s + self._boss.settings.stop_grace_s
-            self._record.event("SIGTERM came: it has the grace time to end")
+            self._record.asked("SIGTERM came: it has the grace time to end")
         if number in signals.FROM_KEYBOARD:
             self._keyboard[number] = now_s
         self._reap()  # of two that wait, SIGTERM comes before the SIGCHLD that tells of a stop
