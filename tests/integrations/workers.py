@@ -31,6 +31,7 @@ class Program:
             **{key: value for key, value in os.environ.items() if not key.startswith("MEMWARDEN_")},
             "PYTHONPATH": os.pathsep.join([os.path.join(ROOT, "src"), ROOT]), "MEMWARDEN_DIR": folder,
             "PYTHONUNBUFFERED": "1", "MALLOC_ARENA_MAX": "2", **environment,
+            "TMPDIR": folder,  # who is killed does not tidy up
         }  # fmt: skip
         self.process = self._start()
 
