@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 import time
+from _thread import TIMEOUT_MAX, allocate_lock
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from threading import Event
+else:  # whoever only looks at the clock loads no threads
+    Event = object
 
 
 class SystemClock:
@@ -12,12 +18,12 @@ class SystemClock:
     monotonic = staticmethod(time.monotonic)
     wall = staticmethod(time.time)
 
-    def wait(self, event: threading.Event, seconds: float) -> bool:
+    def wait(self, event: Event, seconds: float) -> bool:
         """Wait for the event at most so long; true when it was set."""
         return event.wait(seconds)
 
 
-class Wake(threading.Event):
+class Wake(Event):
     """An Event that a signal handler may set, whatever it interrupts.
 
     `threading.Event` has a lock around its flag, and that one is not re-entrant: a handler that sets it while the same
@@ -27,7 +33,7 @@ class Wake(threading.Event):
 
     def __init__(self) -> None:
         super().__init__()
-        self._unset = threading.Lock()
+        self._unset = allocate_lock()
         self._unset.acquire()
 
     def is_set(self) -> bool:
@@ -47,7 +53,7 @@ class Wake(threading.Event):
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it is set, at most so many seconds; whether it was."""
-        longest_s = -1 if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX)
+        longest_s = -1 if timeout is None else min(max(0.0, timeout), TIMEOUT_MAX)
         if not self._unset.acquire(timeout=longest_s):
             return False
         self.set()  # it stays set, for others who wait too

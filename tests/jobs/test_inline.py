@@ -165,7 +165,7 @@ def test_whoever_lost_its_part_before_its_first_fence_writes_nothing(bench: Inli
             bench.work()
         return path
 
-    @job(items=lambda: range(4), chunk=4, sink=sink, name="tests:paused")
+    @job(items=lambda: range(4), chunk=4, sink=sink, limit="4G", name="tests:paused")
     def copies(chunk: list[int], run: Run) -> None:
         run.connection.executemany("INSERT INTO done VALUES (?)", [(item,) for item in chunk])
 

@@ -120,7 +120,7 @@ def fails(chunk: list[int], count: int, path: str, times: int) -> None:
     note(path, chunk)
 
 
-@job(chunk=5, limit="256M", type="bulk", bytes_per_item="4M", backoff=0.0)
+@job(chunk=5, limit="1G", type="bulk", bytes_per_item="16M", backoff=0.0)
 class Notes:
     """A class as a job, with all that one may have; its items do not fit into one part."""
 
@@ -182,16 +182,17 @@ async def waits(count: int) -> int:
 @job(limit="1G", retries=0)
 def starts_others() -> list[int]:
     """How a program and a process end that the job started and tells to end."""
-    import multiprocessing
     import subprocess
 
     program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    process = multiprocessing.get_context("fork").Process(target=signal.pause, daemon=True)
-    process.start()
+    process = os.fork()
+    if process == 0:
+        signal.alarm(20)
+        signal.pause()
+        os._exit(0)
     program.terminate()
-    process.terminate()
-    process.join(20)
-    return [program.wait(20), process.exitcode or 0]
+    os.kill(process, signal.SIGTERM)
+    return [program.wait(20), os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])]
 
 
 @job(limit="1G", retries=1, backoff=0.0)

@@ -646,7 +646,7 @@ class _Attempt:
             text=why, figures=self._figures(),
         )  # fmt: skip
         self._follow(messages)
-        if self.sink is not None and len(found) < WINDOW:
+        if self.sink is not None:  # what is left of the part is only cut, by the ledger's place
             self.sink.forget()
         return Ending(what="split", fresh=self.guard.is_warm, text=why)
 
