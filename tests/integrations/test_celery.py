@@ -65,6 +65,8 @@ SITE, ON = CelerySite, sorted(BROKERS)
 class TestCelery(EngineContract):
     """The contract."""
 
+    forks_are_plain = False  # they have those of Celery's pool
+
 
 class TestCelerySurvives(Survival):
     """The survival suite."""

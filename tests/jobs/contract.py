@@ -69,6 +69,8 @@ def until(bench: Bench, condition: Callable[[], bool], what: str) -> None:
 class EngineContract:
     """The same tests for each engine."""
 
+    forks_are_plain = True  # a process that a part forks has nobody's signal handlers
+
     def send(self, bench: Bench, job: Job | type, /, **arguments: Any) -> str:
         return submit(job, arguments, engine=bench.engine, ledger=bench.ledger)
 
@@ -86,8 +88,9 @@ class EngineContract:
 
     def test_what_a_job_starts_can_be_told_to_end(self, bench: Bench) -> None:
         bench.start()
-        root = self.send(bench, work.starts_others)
-        assert (over(bench, root).state, bench.ledger.result(root)) == ("done", [-15, -15])
+        root = self.send(bench, work.starts_others, forks=self.forks_are_plain)
+        assert over(bench, root).state == "done"
+        assert set(bench.ledger.result(root)) == {-15}
 
     def test_a_coroutine_function_runs(self, bench: Bench) -> None:
         bench.start()

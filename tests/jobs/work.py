@@ -180,19 +180,22 @@ async def waits(count: int) -> int:
 
 
 @job(limit="1G", retries=0)
-def starts_others() -> list[int]:
+def starts_others(forks: bool) -> list[int]:
     """How a program and a process end that the job started and tells to end."""
     import subprocess
 
     program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    process = os.fork()
-    if process == 0:
-        signal.alarm(20)
-        signal.pause()
-        os._exit(0)
     program.terminate()
-    os.kill(process, signal.SIGTERM)
-    return [program.wait(20), os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])]
+    ends = [program.wait(20)]
+    if forks:
+        process = os.fork()
+        if process == 0:
+            signal.alarm(20)
+            signal.pause()
+            os._exit(0)
+        os.kill(process, signal.SIGTERM)
+        ends.append(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+    return ends
 
 
 @job(limit="1G", retries=1, backoff=0.0)
