@@ -222,7 +222,8 @@ writer.join()
 assert store.checkpoints("a") == ()
 store.close()
 """
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    words = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program, str(tmp_path)]  # it is the point of it
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
 
 

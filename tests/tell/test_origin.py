@@ -31,6 +31,16 @@ if TYPE_CHECKING:
 HOUR = 3600.0
 
 
+_made: list[Desk] = []
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    while _made:
+        _made.pop().outbox.close()
+
+
 def desk_of(folder: Path, service: str, clock: FakeClock | None = None, **table: Any) -> Desk:
     """Of a table in code of this service; many in one folder share its clock."""
     desk = Desk(str(folder), settings_of(service=service, **table))
@@ -38,7 +48,9 @@ def desk_of(folder: Path, service: str, clock: FakeClock | None = None, **table:
         desk.outbox.close()
         desk.clock, desk.start = clock, clock.wall()
         desk.restart()
-    return desk
+    made = desk
+    _made.append(made)
+    return made
 
 
 @pytest.fixture
