@@ -35,12 +35,14 @@ _MENDS = {
 }
 
 _seen: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+_inherited: list[Any] = []  # pools of a parent: a connection that is collected is closed, and its locks with it
 
 
 def own(engine: Engine) -> Engine:
-    """The engine, for use in this process: connections that a fork copied are the parent's, and are let go unclosed."""
+    """The engine, for use in this process: connections that a fork copied are the parent's, and are never touched."""
     pid = os.getpid()
     if _seen.get(engine, definition.LOADED_IN) != pid:  # this module may be loaded in the child only
+        _inherited.append(engine.pool)
         engine.dispose(close=False)
     _seen[engine] = pid
     return engine
