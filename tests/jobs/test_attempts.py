@@ -16,19 +16,12 @@ from memwarden.jobs.definition import job_of
 from memwarden.jobs.sizes import Histogram
 from memwarden.store import Store
 from tests.jobs import work
-from tests.jobs.test_inline import Inline
+from tests.jobs.inline import Inline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from memwarden.jobs.ledger import Status
-
-
-@pytest.fixture
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inline]:
-    folder = str(tmp_path_factory.mktemp("bench"))
-    with Store(folder) as store:
-        yield Inline(folder, store)
 
 
 def status_of(bench: Inline, root: str) -> Status:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections import deque
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -12,56 +11,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from memwarden.jobs import Abilities, Engine, Ledger, QueueCount, Run, Watch, job, perform, submit, sweep
+from memwarden.jobs import Run, job, perform, submit
 from memwarden.jobs.sources import Items
 from memwarden.store import Store
 from tests.jobs import work
 from tests.jobs.contract import EngineContract
+from tests.jobs.inline import Inline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-
-class Inline:
-    """An engine and its bench."""
-
-    name = "inline"
-    can = Abilities()
-    has_processes = False
-    most_items = 2000
-
-    def __init__(self, folder: str, store: Store) -> None:
-        self.folder, self.ledger = folder, Ledger(store)
-        self.engine: Engine = self
-        self.sent: list[str] = []
-        self.queue: deque[str] = deque()
-        self._watch = Watch()
-
-    def send(self, text: str, *, queue: str, delay_s: float = 0.0, priority: int = 0, message_id: str = "") -> None:
-        self.sent.append(text)
-        self.queue.append(text)
-
-    def statistics(self) -> tuple[QueueCount, ...]:
-        return (QueueCount(queue="default", waiting=len(self.queue)),)
-
-    def start(self, workers: int = 2) -> None:
-        """It needs nothing."""
-
-    def work(self) -> None:
-        while self.queue:
-            perform(self.queue.popleft(), engine=self, ledger=self.ledger)
-        sweep(self, self.ledger, self._watch)
-
-    def kill_one(self) -> bool:
-        return False
-
-
-@pytest.fixture
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inline]:
-    folder = str(tmp_path_factory.mktemp("bench"))
-    with Store(folder) as store:
-        yield Inline(folder, store)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))

@@ -15,7 +15,7 @@ from memwarden.jobs import Rows, job, perform, submit
 from memwarden.jobs.sources import source_of
 from memwarden.store import Store
 from tests.flow.database.servers import SERVERS
-from tests.jobs.test_inline import Inline
+from tests.jobs.inline import Inline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,19 +18,12 @@ from memwarden.jobs.ledger import Claim, Worker
 from memwarden.store import Store
 from tests.jobs import work
 from tests.jobs.contract import over
+from tests.jobs.inline import Inline
 from tests.jobs.processes import PATIENCE_S, ROOT, outside, run
-from tests.jobs.test_inline import Inline
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
-
-
-@pytest.fixture
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inline]:
-    folder = str(tmp_path_factory.mktemp("bench"))
-    with Store(folder) as store:
-        yield Inline(folder, store)
 
 
 @pytest.mark.parametrize(
