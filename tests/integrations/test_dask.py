@@ -33,13 +33,15 @@ def client(cluster: Client) -> Client:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     settings = {
         "distributed.scheduler.allowed-failures": 2, "distributed.comm.timeouts.connect": "60s",
+        # Else a worker that dies again just then is taken for lost for good, and its nanny is closed.
+        "distributed.deploy.lost-worker-timeout": "1h",
         "temporary-directory": str(tmp_path_factory.mktemp("dask")),
     }  # fmt: skip
     path = os.pathsep.join([os.path.join(ROOT, "src"), ROOT])
     with (
         dask.config.set(settings),
         LocalCluster(  # type: ignore[no-untyped-call]  # Dask's
-            n_workers=2, threads_per_worker=2, memory_limit="512MiB", dashboard_address=None, processes=True,
+            n_workers=2, threads_per_worker=2, memory_limit="512MiB", dashboard_address=":0", processes=True,
             env={"PYTHONPATH": path}, silence_logs=50,
         ) as local,
         Client(local) as made,  # type: ignore[no-untyped-call]  # Dask's
