@@ -619,6 +619,7 @@ class _Worker:
         """Raises RuntimeError where no thread can be had now."""
         thread = threading.Thread(target=self._run, name=f"memwarden-tell-{self.name}", daemon=True)
         thread.start()
+        self._turns.enter()  # it leaves when it is told to end, and not before
         self._thread = thread
 
     def look(self) -> None:
@@ -635,7 +636,6 @@ class _Worker:
             self._thread.join()
 
     def _run(self) -> None:
-        self._turns.enter()
         with self._turns.turn:
             wrong = self._courier.warm_up()
         if wrong:

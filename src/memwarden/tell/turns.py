@@ -23,18 +23,20 @@ class Turns:
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.turn = threading.Lock()
-        self._users = 0
+        self._users, self._counting = 0, threading.Lock()
 
     def enter(self) -> None:
-        """One more has it."""
-        with self.turn:
+        """One more has it; whose turn it is does not matter, for that may last as long as a time-out."""
+        with self._counting:
             self._users += 1
 
     def leave(self, close: Callable[[], None]) -> None:
         """One less; the last one closes it."""
         with self.turn:
-            self._users -= 1
-            if not self._users:
+            with self._counting:
+                self._users -= 1
+                is_last = not self._users
+            if is_last:
                 close()
 
 
