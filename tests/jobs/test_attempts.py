@@ -77,8 +77,11 @@ class Refuses:
 
 @pytest.mark.parametrize("at", ["constructor", "items", "sink", "handle", "reduce"])
 def test_a_store_error_of_the_jobs_own_code_is_a_failure_like_others(bench: Inline, at: str) -> None:
-    made = job(type("Refuses", (Refuses,), {}), chunk=1, limit="4G", retries=1, backoff=0.0)  # type: ignore[call-overload]  # made here
-    root = submit(made, {"at": at}, engine=bench, ledger=bench.ledger)
+    @job(chunk=1, limit="4G", retries=1, backoff=0.0)
+    class Here(Refuses):
+        """One of its own for each place."""
+
+    root = submit(Here, {"at": at}, engine=bench, ledger=bench.ledger)
     for _ in range(4):
         bench.work()
     status = status_of(bench, root)
